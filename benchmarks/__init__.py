@@ -1,0 +1,1 @@
+"""Programs that measure side by side: `python -m benchmarks NAME`."""

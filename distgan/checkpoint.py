@@ -1,0 +1,239 @@
+"""Checkpoints: one commit for everything, made of fragments, found and checked in storage.
+
+A checkpoint is a folder `checkpoints/step_00000840/` with safetensors files of flat pieces of
+tensors, `state.json` (counters, stream position, ...), `manifest.json` (sha256 of every file, and
+where each tensor's pieces lie) and, written last, `COMMITTED` (sha256 of the manifest). A folder
+without it does not exist for readers. Every rank may write the pieces it owns; reading puts whole
+tensors together, whatever the number of writers was.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from distgan import storage
+from distgan.errors import UserError
+
+COMMITTED, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
+STEP_PREFIX, DAMAGED_PREFIX = "step_", "damaged_"
+Json = dict[str, Any]
+
+
+class DamagedCheckpointError(UserError):
+    """A committed checkpoint whose bytes are not those that were committed."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A contiguous piece of a flattened tensor."""
+
+    name: str
+    """Of the whole tensor, such as `generator/levels.0.blocks.0.time.weight`."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    start: int
+    """The piece's first element in the flattened tensor."""
+    values: Tensor
+    """The piece, flat."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    folder: str
+    state: Json
+    tensors: dict[str, Tensor]
+
+
+def whole(tensors: Mapping[str, Tensor]) -> list[Fragment]:
+    """Each tensor as one piece: what a process that owns everything writes."""
+    return [
+        Fragment(name, tuple(tensor.shape), 0, tensor.detach().cpu().reshape(-1))
+        for name, tensor in tensors.items()
+    ]
+
+
+def checkpoint_folder(run_dir: str, step: int) -> str:
+    return storage.join(run_dir, "checkpoints", f"{STEP_PREFIX}{step:08d}")
+
+
+def write_fragments(folder: str, writer: str, fragments: Sequence[Fragment]) -> Json:
+    """Writes one writer's pieces; returns its part of the manifest.
+
+    Raises:
+        OSError: the file could not be written (nothing of it stays).
+    """
+    file = f"{writer}.safetensors"
+    pieces: Json = {}
+    for fragment in fragments:
+        entry = {"shape": list(fragment.shape), "start": fragment.start}
+        pieces[fragment.name] = entry | {"count": fragment.values.numel(), "file": file}
+    data = save_safetensors({f.name: f.values.contiguous() for f in fragments})
+    return {"files": {file: _write(folder, file, data)}, "pieces": pieces}
+
+
+def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
+    """Makes the written fragments a checkpoint: state, manifest, and the mark, in this order."""
+    files = {STATE: _write(folder, STATE, _encode(state))}
+    tensors: dict[str, list[Json]] = {}
+    for part in parts:
+        files |= part["files"]
+        for name, piece in part["pieces"].items():
+            tensors.setdefault(name, []).append(piece)
+    manifest = _encode({"version": 1, "files": files, "tensors": tensors})
+    storage.write_bytes(storage.join(folder, MANIFEST), manifest)
+    storage.write_bytes(storage.join(folder, COMMITTED), _digest(manifest).encode())
+
+
+def save_checkpoint(
+    run_dir: str, step: int, tensors: Mapping[str, Tensor], state: Json, *, keep: int
+) -> str:
+    """Writes and commits everything from one process, then drops all but the newest `keep`.
+
+    Raises:
+        UserError: the disk is full, or the folder can't be written. What was half-written is
+            removed, and earlier checkpoints are untouched.
+    """
+    folder = checkpoint_folder(run_dir, step)
+    try:
+        storage.remove_tree(folder)
+        part = write_fragments(folder, "rank-00000", whole(tensors))
+        commit(folder, [part], state)
+    except OSError as error:
+        storage.remove_tree(folder)
+        raise UserError(
+            f"can't write the checkpoint {folder}: {error.strerror or error}; the one before is "
+            "untouched: make room (or lower checkpoint.keep) and run the same command again"
+        ) from error
+    for old in committed_steps(run_dir)[:-keep]:
+        _remove(checkpoint_folder(run_dir, old))
+    return folder
+
+
+def committed_steps(run_dir: str) -> list[int]:
+    """Steps of all committed checkpoints, oldest first."""
+    return [step for step in _steps(run_dir) if _is_committed(run_dir, step)]
+
+
+def load_newest(run_dir: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest committed checkpoint that is whole, and a message for each damaged one passed by.
+
+    Raises:
+        UserError: there are committed checkpoints, but every one is damaged.
+    """
+    problems: list[str] = []
+    for step in reversed(committed_steps(run_dir)):
+        try:
+            return read_checkpoint(checkpoint_folder(run_dir, step), step), problems
+        except DamagedCheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(
+            f"every checkpoint in {run_dir} is damaged: {'; '.join(problems)}; "
+            "start again in a new run folder"
+        )
+    return None, []
+
+
+def set_aside_after(run_dir: str, step: int) -> None:
+    """Clears the way past `step`: half-written checkpoints go, damaged ones are renamed."""
+    for other in _steps(run_dir):
+        if other <= step:
+            continue
+        folder = checkpoint_folder(run_dir, other)
+        if _is_committed(run_dir, other):
+            storage.rename(folder, folder.replace(STEP_PREFIX, DAMAGED_PREFIX))
+        else:
+            storage.remove_tree(folder)
+
+
+def read_checkpoint(folder: str, step: int) -> Checkpoint:
+    """Checks every digest before any tensor is used, then puts the pieces together.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, or its bytes are not those committed.
+    """
+    manifest_bytes = _read(folder, MANIFEST)
+    if _digest(manifest_bytes) != _read(folder, COMMITTED).decode(errors="replace").strip():
+        raise DamagedCheckpointError(f"{folder}/{MANIFEST} is not the one that was committed")
+    manifest: Json = json.loads(manifest_bytes)
+    contents: dict[str, bytes] = {}
+    for file, entry in manifest["files"].items():
+        contents[file] = _read(folder, file)
+        if _digest(contents[file]) != entry["sha256"]:
+            raise DamagedCheckpointError(f"{folder}/{file} is damaged (its sha256 differs)")
+    try:
+        loaded = {f: load_safetensors(data) for f, data in contents.items() if f != STATE}
+    except SafetensorError as error:
+        raise DamagedCheckpointError(f"{folder}: {error}") from error
+    tensors = {
+        name: _assemble(folder, name, pieces, loaded)
+        for name, pieces in manifest["tensors"].items()
+    }
+    return Checkpoint(step, folder, json.loads(contents[STATE]), tensors)
+
+
+def _assemble(
+    folder: str, name: str, pieces: Sequence[Json], loaded: Mapping[str, Mapping[str, Tensor]]
+) -> Tensor:
+    ordered = sorted(pieces, key=lambda piece: (int(piece["start"]), int(piece["count"])))
+    position, shape = 0, ordered[0]["shape"]
+    for piece in ordered:
+        if piece["start"] != position:
+            raise DamagedCheckpointError(f"{folder}: a piece of {name} is missing at {position}")
+        position += piece["count"]
+    if position != math.prod(shape):
+        raise DamagedCheckpointError(f"{folder}: a piece of {name} is missing at {position}")
+    flat = torch.cat([loaded[piece["file"]][name] for piece in ordered])
+    return flat.reshape(shape)
+
+
+def _remove(folder: str) -> None:
+    """The mark goes first: half-removed must not look committed."""
+    try:
+        storage.remove(storage.join(folder, COMMITTED))
+        storage.remove_tree(folder)
+    except OSError as error:
+        raise UserError(
+            f"can't remove the old checkpoint {folder}: {error.strerror or error}; remove it by "
+            "hand and run the same command again"
+        ) from error
+
+
+def _steps(run_dir: str) -> list[int]:
+    names = storage.list_names(storage.join(run_dir, "checkpoints"))
+    numbers = [n.removeprefix(STEP_PREFIX) for n in names if n.startswith(STEP_PREFIX)]
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def _is_committed(run_dir: str, step: int) -> bool:
+    return storage.exists(storage.join(checkpoint_folder(run_dir, step), COMMITTED))
+
+
+def _write(folder: str, file: str, data: bytes) -> Json:
+    storage.write_bytes(storage.join(folder, file), data)
+    return {"bytes": len(data), "sha256": _digest(data)}
+
+
+def _read(folder: str, file: str) -> bytes:
+    try:
+        return storage.read_bytes(storage.join(folder, file))
+    except OSError as error:
+        raise DamagedCheckpointError(f"{folder}/{file} can't be read: {error}") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _encode(tree: Json) -> bytes:
+    return json.dumps(tree, indent=1, sort_keys=True, allow_nan=False).encode()

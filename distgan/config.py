@@ -1,0 +1,274 @@
+"""The one configuration tree: every key, its type, its default and what it means.
+
+Plain data: importing this module costs milliseconds and pulls in no torch. Presets are in
+`distgan/presets.py`, reading and overriding in `distgan/config_loading.py`, and the checks that
+span several keys in `distgan/config_checks.py`.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class RunConfig(Section):
+    dir: str = ""
+    """Folder of the run; empty means runs/PRESET-SEED. Rerunning the same folder resumes it."""
+    init_from: str = ""
+    """Run folder whose newest checkpoint gives a new run its starting weights (and EMA)."""
+
+
+class AttentionConfig(Section):
+    kind: Literal["none", "self"] = "self"
+    """Kind of attention: none, or multi-head self-attention over all pairs of tokens."""
+    heads: int = Field(4, ge=1)
+    head_dim: int = Field(32, ge=0)
+    """Width of a head; 0 means the level's channels divided by heads."""
+    resolutions: tuple[int, ...] = (8,)
+    """Feature-map heights that get an attention layer, in the generator and the discriminator."""
+
+
+class GeneratorConfig(Section):
+    latent_dim: int = Field(64, ge=1)
+    """Length of the noise vector z."""
+    style_dim: int = Field(128, ge=1)
+    """Length of the style vector w that modulates every block."""
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Channels per level, finest first; each level halves height and width."""
+    blocks: int = Field(1, ge=1)
+    """Residual blocks per level."""
+
+
+class DiscriminatorConfig(Section):
+    channels: tuple[int, ...] = (32, 64, 128)
+    """Channels per level, finest first; each level halves height and width."""
+    blocks: int = Field(1, ge=1)
+    """Residual blocks per level."""
+
+
+class ModelConfig(Section):
+    patch: int = Field(2, ge=1)
+    """Space-to-depth factor at both ends: the finest level works at data.resolution / patch."""
+    temporal_levels: int = Field(1, ge=0)
+    """How many of the coarsest levels also halve the number of frames."""
+    attention: AttentionConfig = AttentionConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+
+
+class DenoiseConfig(Section):
+    kind: Literal["none", "atadenoise", "nlmeans", "bm3d", "fftdnoiz"] = "fftdnoiz"
+    """FFmpeg's denoising filter; atadenoise is fastest, nlmeans and bm3d are slow, remove more."""
+    strength: float = Field(1.0, gt=0, le=10)
+    """Multiple of the filter's default strength (measured by `python -m benchmarks denoise`)."""
+
+
+class CleanConfig(Section):
+    black_level: float = Field(0.06, ge=0, le=1)
+    """Frames whose brightest luma percentile (98th) stays below this share of white are black."""
+    frozen_difference: float = Field(0.002, ge=0, le=1)
+    """A clip is frozen if its mean absolute luma change per frame stays below this share."""
+    scene_threshold: float = Field(10.0, gt=0, le=100)
+    """Scene-change score (FFmpeg's scdet, 0 to 100) that cuts; 100 never cuts."""
+
+
+class LimitsConfig(Section):
+    max_pixels: int = Field(8192 * 4320, ge=1)
+    """Largest width x height that is decoded."""
+    max_frames: int = Field(36_000, ge=1)
+    """Most frames of one video that are decoded."""
+    max_seconds: float = Field(1800.0, gt=0)
+    """Longest video, by its own clock, in seconds."""
+    max_cpu_seconds: float = Field(600.0, gt=0)
+    """Most CPU time spent on one video, in seconds."""
+
+
+class PrepareConfig(Section):
+    frame_rate_hz: float = Field(8.0, ge=0, le=240)
+    """Frames per second of the stored clips; 0 keeps each video's own rate."""
+    fit: Literal["crop", "pad"] = "crop"
+    """Square by cutting the longer side (crop) or by black bars on the shorter one (pad)."""
+    stored_frames: int = Field(0, ge=0)
+    """Frames per stored clip; 0 means as many as data.clip_frames and data.frame_stride need."""
+    clip_step: int = Field(0, ge=0)
+    """Frames from the start of one stored clip to the next; 0 means no overlap."""
+    clip_format: Literal["mp4", "npy"] = "mp4"
+    """Member that holds the clip: H.264 4:4:4 (small), or raw uint8 (exact, fastest to read)."""
+    shard_megabytes: float = Field(64.0, gt=0, le=1024)
+    """Shards are closed when they reach this size."""
+    num_processes: int = Field(0, ge=0)
+    """Worker processes; 0 means one a CPU core."""
+    denoise: DenoiseConfig = DenoiseConfig()
+    clean: CleanConfig = CleanConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+
+class DataConfig(Section):
+    shards: str = ""
+    """Folder with manifest.json and the shards that prepare wrote."""
+    resolution: int = Field(64, ge=8)
+    """Height and width of the clips, in pixels."""
+    clip_frames: int = Field(16, ge=1)
+    """Frames per clip."""
+    frame_stride: int = Field(1, ge=1)
+    """Step between a clip's frames within the stored clip."""
+    random_stride: bool = False
+    """Draw the step from 1 ... frame_stride for each clip, instead of always frame_stride."""
+    lanes: int = Field(8, ge=1)
+    """Fixed streams the data is dealt to; must divide train.batch_size."""
+    num_workers: int = Field(1, ge=0)
+    """Processes that read and decode, per training process; 0 reads inside the training process."""
+
+
+class ConditioningConfig(Section):
+    task: Literal["none", "prediction"] = "none"
+    """none: clips from noise alone. prediction: the first frames are given."""
+    context_frames: int = Field(4, ge=1)
+    """Frames that are given under prediction."""
+
+
+class LossConfig(Section):
+    kind: Literal["relativistic", "bce", "hinge"] = "relativistic"
+    penalty: Literal["none", "r1", "r2", "r1+r2"] = "r1+r2"
+    penalty_form: Literal["random_direction", "gradient_direction", "exact"] = "random_direction"
+    penalty_interval: int = Field(4, ge=1)
+    """Every how many steps the penalty is applied (then weighted by the interval)."""
+    penalty_step: float = Field(0.05, gt=0)
+    """Finite-difference step on [-1, 1] pixels: per-pixel deviation (random_direction) or L2 norm
+    (gradient_direction)."""
+    gamma: float = Field(10.0, ge=0)
+    """Penalty strength: the loss gains gamma / 2 times the squared gradient norm."""
+    gamma_final: float = Field(0.1, ge=0)
+    """Share of gamma that remains at the end of its cosine decay."""
+
+
+class AugmentConfig(Section):
+    probability: float = Field(0.0, ge=0, le=1)
+    """Chance that each augmentation is applied to a clip, one draw for all its frames."""
+    flip: bool = True
+    """Mirror left and right."""
+    brightness: float = Field(0.2, ge=0, le=1)
+    """Largest shift of all channels, on [-1, 1] pixels."""
+    contrast: float = Field(0.2, ge=0, lt=1)
+    """Largest relative change of contrast about the clip's mean."""
+    saturation: float = Field(0.2, ge=0, lt=1)
+    """Largest relative change of the distance from grey."""
+    instance_noise: float = Field(0.0, ge=0)
+    """Deviation of Gaussian noise added to real and generated clips before the discriminator."""
+
+
+class NetworkOptimConfig(Section):
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(2e-4, gt=0)
+    beta1: float = Field(0.0, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """Second-moment decay (adam, adamw)."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Momentum (sgd)."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(0.0, ge=0)
+    """Clip the gradient's global L2 norm to this; 0 switches clipping off."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear rise of the learning rate from 0."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    lr_final: float = Field(0.25, ge=0, le=1)
+    """Share of the learning rate that remains at the schedule's end."""
+
+
+class OptimConfig(Section):
+    generator: NetworkOptimConfig = NetworkOptimConfig()
+    discriminator: NetworkOptimConfig = NetworkOptimConfig()
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(32, ge=1)
+    """Global batch, in clips."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches a step; must divide the batch."""
+    max_steps: int = Field(20_000, ge=1)
+    schedule_steps: int = Field(0, ge=0)
+    """Length of the schedules of learning rates and gamma; 0 means max_steps at the first start."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto measures for a second whether bf16 is faster here and keeps the answer for the run."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ema_half_life_clips: float = Field(10_000.0, ge=0)
+    """Half-life of the generator's moving average, in clips; 0 switches averaging off."""
+    ema_ramp: float = Field(0.05, ge=0)
+    """The half-life is at most this share of the clips seen so far; 0 switches the ramp off."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class StopConfig(Section):
+    max_epochs: float = Field(0.0, ge=0)
+    """Passes over the data; 0 means no limit. Each limit below reads the same way."""
+    max_seconds: float = Field(0.0, ge=0)
+    """Training time over all starts of the run, in seconds."""
+    metric: str = "quality/proxy_frechet_ema"
+    """Logged metric (lower is better) that target and plateau look at."""
+    target: float | None = None
+    """Stop when the metric is at or below this."""
+    plateau_steps: int = Field(0, ge=0)
+    """Stop when the metric has not improved by plateau_delta for so many steps."""
+    plateau_delta: float = Field(0.01, ge=0)
+    """Least relative improvement that counts."""
+    sign_bounds: tuple[float, float] = (0.0, 1.0)
+    """Allowed range of the running mean of D's sign statistic, the share of real clips that score
+    above their fake partner; outside it the run has diverged (exit code 3)."""
+    sign_patience_steps: int = Field(500, ge=1)
+    """Length of that running mean, and how long it may stay out of bounds."""
+
+
+class CheckpointConfig(Section):
+    interval_steps: int = Field(500, ge=1)
+    keep: int = Field(3, ge=2)
+    """Newest checkpoints that stay; at least 2, so that a damaged one has a predecessor."""
+
+
+class LogConfig(Section):
+    interval_steps: int = Field(10, ge=1)
+    """Steps between lines in metrics.jsonl and TensorBoard."""
+    sample_interval_steps: int = Field(500, ge=0)
+    """Steps between sample videos; 0 means never."""
+    num_samples: int = Field(8, ge=1)
+    proxy_interval_steps: int = Field(500, ge=0)
+    """Steps between measurements of the proxy Frechet distance; 0 means never."""
+    proxy_clips: int = Field(256, ge=16)
+    """Real and generated clips for the proxy distance."""
+
+
+class StorageConfig(Section):
+    """Object storage options arrive with s3:// support; paths are local for now."""
+
+
+class ClusterConfig(Section):
+    num_workers: Literal[0] = 0
+    """0 is local debug mode: this process, one device."""
+
+
+class Config(Section):
+    """The whole tree. `distgan.config_loading.load_config` builds and checks it."""
+
+    preset: str = "default"
+    """Name of the preset that this configuration started from."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random draw."""
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    data: DataConfig = DataConfig()
+    conditioning: ConditioningConfig = ConditioningConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    stop: StopConfig = StopConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()

@@ -1,0 +1,128 @@
+"""The rules that span several configuration keys; each message names the key to change."""
+
+from distgan.config import Config
+from distgan.errors import UserError
+
+
+def needed_stored_frames(config: Config) -> int:
+    """Frames that a stored clip must have for the clips that training takes from it."""
+    return (config.data.clip_frames - 1) * config.data.frame_stride + 1
+
+
+def stored_frames(config: Config) -> int:
+    """Frames that prepare stores per clip."""
+    return config.prepare.stored_frames or needed_stored_frames(config)
+
+
+def check_config(config: Config) -> None:
+    """Raises `UserError` for the first impossible combination."""
+    _check_shapes(config)
+    _check_attention(config)
+    _check_batch(config)
+    _check_rest(config)
+
+
+def level_resolutions(config: Config) -> tuple[list[int], list[int]]:
+    """Feature-map heights of the generator's and the discriminator's levels, finest first."""
+    finest = config.data.resolution // config.model.patch
+    return (
+        [finest // 2**level for level in range(len(config.model.generator.channels))],
+        [finest // 2**level for level in range(len(config.model.discriminator.channels))],
+    )
+
+
+def _check_shapes(config: Config) -> None:
+    data, model = config.data, config.model
+    for name, channels in (
+        ("generator", model.generator.channels),
+        ("discriminator", model.discriminator.channels),
+    ):
+        if not channels or any(width < 1 for width in channels):
+            raise UserError(f"model.{name}.channels={list(channels)} must list positive widths")
+        stride = model.patch * 2 ** (len(channels) - 1)
+        if data.resolution % stride:
+            raise UserError(
+                f"data.resolution={data.resolution} is not a multiple of {stride}, the stride of "
+                f"the {name} (model.patch={model.patch} and {len(channels)} levels in "
+                f"model.{name}.channels); change one of them"
+            )
+        if model.temporal_levels >= len(channels):
+            raise UserError(
+                f"model.temporal_levels={model.temporal_levels} must be less than the number of "
+                f"levels in model.{name}.channels={list(channels)}"
+            )
+    frames_stride = 2**model.temporal_levels
+    if data.clip_frames % frames_stride:
+        raise UserError(
+            f"data.clip_frames={data.clip_frames} is not a multiple of {frames_stride}, which "
+            f"model.temporal_levels={model.temporal_levels} needs; change one of them"
+        )
+    needed = needed_stored_frames(config)
+    if stored_frames(config) < needed:
+        raise UserError(
+            f"prepare.stored_frames={config.prepare.stored_frames} is less than the {needed} frames"
+            f" that data.clip_frames={data.clip_frames} at data.frame_stride={data.frame_stride}"
+            " span; raise it, or set it to 0"
+        )
+
+
+def _check_attention(config: Config) -> None:
+    attention = config.model.attention
+    if attention.kind == "none":
+        return
+    if attention.head_dim % 2:
+        raise UserError(
+            f"model.attention.head_dim={attention.head_dim} must be even: rotary positions turn "
+            "pairs of channels"
+        )
+    of_generator, of_discriminator = level_resolutions(config)
+    if attention.head_dim == 0:
+        for name, levels, channels in (
+            ("generator", of_generator, config.model.generator.channels),
+            ("discriminator", of_discriminator, config.model.discriminator.channels),
+        ):
+            for resolution, width in zip(levels, channels, strict=True):
+                if resolution in attention.resolutions and width % (2 * attention.heads):
+                    raise UserError(
+                        f"model.attention.heads={attention.heads} does not divide the {width} "
+                        f"channels of the {name} at height {resolution} into heads of even width;"
+                        " change heads, or set model.attention.head_dim"
+                    )
+    for resolution in attention.resolutions:
+        if resolution not in of_generator and resolution not in of_discriminator:
+            known = sorted({*of_generator, *of_discriminator}, reverse=True)
+            raise UserError(
+                f"model.attention.resolutions={list(attention.resolutions)}: no level has height "
+                f"{resolution}; the levels have {known}"
+            )
+
+
+def _check_batch(config: Config) -> None:
+    train, data = config.train, config.data
+    if train.batch_size % data.lanes:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is not a multiple of data.lanes={data.lanes}; "
+            "change one of them"
+        )
+    if train.batch_size % train.accumulation:
+        raise UserError(
+            f"train.batch_size={train.batch_size} is not a multiple of "
+            f"train.accumulation={train.accumulation}; change one of them"
+        )
+    if data.num_workers > data.lanes:
+        raise UserError(
+            f"data.num_workers={data.num_workers} is more than data.lanes={data.lanes}: each "
+            "worker reads whole lanes; lower it"
+        )
+
+
+def _check_rest(config: Config) -> None:
+    conditioning, data = config.conditioning, config.data
+    if conditioning.task == "prediction" and conditioning.context_frames >= data.clip_frames:
+        raise UserError(
+            f"conditioning.context_frames={conditioning.context_frames} leaves nothing to predict "
+            f"of data.clip_frames={data.clip_frames}; lower it"
+        )
+    low, high = config.stop.sign_bounds
+    if low > high:
+        raise UserError(f"stop.sign_bounds={[low, high]}: the lower bound is above the upper one")

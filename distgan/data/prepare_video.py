@@ -1,0 +1,220 @@
+"""The work on one video, in this process or in a worker: clips into a spool file, and an outcome.
+
+Clips wait on disk, not in memory, until their turn in the shards has come. Workers import neither
+torch nor webdataset, so they start fast.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import PrepareConfig
+from distgan.data.cleaning import cut_clips, is_frozen, split_segments
+from distgan.data.clip_formats import encode
+from distgan.data.denoise import denoise, is_temporal
+from distgan.data.formatting import Formatter, select_by_time
+from distgan.data.videos import DroppedVideoError, TimedFrame, VideoReader
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """All that the clips of a video depend on, besides the video."""
+
+    prepare: PrepareConfig
+    resolution: int
+    stored_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoJob:
+    number: int
+    """Place in the sorted list of videos; part of the clips' keys."""
+    root: str
+    path: str
+    """Relative to `root`."""
+    spool: str
+    """File that takes the clips: a tar of samples, as in a shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOutcome:
+    job: VideoJob
+    bytes: int
+    sha256: str
+    """Of the video file; empty if it couldn't be read."""
+    cause: str = ""
+    """Why the video gave no clip, as a key of the manifest's `dropped`; empty if it gave some."""
+    detail: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class StoppedError(Exception):
+    """The work was called off."""
+
+
+class _Flag(Protocol):
+    def is_set(self) -> bool: ...
+
+
+_called_off: _Flag | None = None
+
+
+def start_worker(called_off: _Flag) -> None:
+    """Initialises a worker process, which stops soon after the parent sets `called_off`."""
+    global _called_off  # a worker's initializer has no other way to hand something to its calls
+    _called_off = called_off
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare_video(job: VideoJob, settings: ClipSettings) -> VideoOutcome:
+    """Writes the clips of one video to `job.spool`; no file stays there if there are none."""
+    source = Path(job.root, job.path)
+    try:
+        size, digest = source.stat().st_size, sha256_of_file(source)
+    except OSError as error:
+        return VideoOutcome(
+            job=job, bytes=0, sha256="", cause="videos_unreadable", detail=str(error.strerror)
+        )
+    counts: Counter[str] = Counter()
+    cause = detail = ""
+    try:
+        with VideoReader(str(source), settings.prepare.limits) as reader:
+            _spool_clips(job, reader, settings, counts)
+            counts["frames_decoded"] = reader.frames_decoded
+            counts["frames_damaged"] = reader.frames_damaged
+        if not counts["clips"]:
+            cause, detail = _cause_of_nothing(counts, settings.stored_frames)
+    except DroppedVideoError as error:
+        cause, detail = error.cause, error.detail
+        counts.clear()
+    if cause:
+        Path(job.spool).unlink(missing_ok=True)
+    return VideoOutcome(
+        job=job, bytes=size, sha256=digest, cause=cause, detail=detail, counts=+counts
+    )
+
+
+def read_spool(outcome: VideoOutcome, clip_format: str) -> Iterator[tuple[str, bytes, bytes]]:
+    """The samples of a spool file, in order: (key, text of KEY.json, the clip member)."""
+    with tarfile.open(outcome.job.spool, mode="r:") as tar:
+        while (facts := tar.next()) is not None and (clip := tar.next()) is not None:
+            key = facts.name.removesuffix(".json")
+            assert clip.name == f"{key}.{clip_format}", "a spool alternates facts and clips"
+            yield key, _content(tar, facts), _content(tar, clip)
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    assert file is not None, "a spool holds files only"
+    return file.read()
+
+
+def _key(job: VideoJob, number: int) -> str:
+    return f"v{job.number:05d}-c{number:04d}"
+
+
+def _spool_clips(
+    job: VideoJob, reader: VideoReader, settings: ClipSettings, counts: Counter[str]
+) -> None:
+    rate_hz = settings.prepare.frame_rate_hz or float(reader.frame_rate_hz)
+    clip_format = settings.prepare.clip_format
+    with tarfile.open(job.spool, mode="w") as tar:
+        for start_s, clip in clips_of_video(reader, settings, counts):
+            key = _key(job, counts["clips"])
+            facts = {
+                "source": job.path.encode(errors="replace").decode(),
+                "start_s": round(float(start_s), 6),
+                "frame_rate_hz": rate_hz,
+                "frames": len(clip),
+            }
+            _add_member(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+            _add_member(tar, f"{key}.{clip_format}", encode(clip, rate_hz, clip_format))
+            counts["clips"] += 1
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def clips_of_video(
+    reader: VideoReader, settings: ClipSettings, counts: Counter[str]
+) -> Iterator[tuple[Fraction, Pixels]]:
+    """The kept clips of a video: (start in seconds, THW3 pixels)."""
+    config = settings.prepare
+    formatter = Formatter(settings.resolution, config.fit, reader.sample_aspect)
+    step = config.clip_step or settings.stored_frames
+    frames = _until_called_off(reader.frames())
+    for segment in split_segments(frames, config.clean, counts):
+        chosen = _count_frames(_choose_and_denoise(segment, config), counts)
+        pixels = ((moment, formatter(image, reader.rotation)) for moment, image in chosen)
+        found = 0
+        for start_s, clip in cut_clips(pixels, settings.stored_frames, step):
+            found += 1
+            if is_frozen(clip, config.clean.frozen_difference):
+                counts["clips_frozen"] += 1
+            else:
+                yield start_s, clip
+        counts["segments_too_short"] += not found
+
+
+def _choose_and_denoise(
+    segment: Iterator[TimedFrame], config: PrepareConfig
+) -> Iterator[tuple[Fraction, Any]]:
+    """Frames at the stored rate, denoised: (time in seconds, `av.VideoFrame`)."""
+    if is_temporal(config.denoise):
+        # Neighbours at the video's own rate are more alike than those at the stored rate.
+        filtered = denoise(((frame, frame.image) for frame in segment), config.denoise)
+        whole = (frame._replace(image=image) for frame, image in filtered)
+        for moment, frame in select_by_time(whole, config.frame_rate_hz):
+            yield moment, frame.image
+    else:
+        chosen = select_by_time(segment, config.frame_rate_hz)
+        yield from denoise(((moment, frame.image) for moment, frame in chosen), config.denoise)
+
+
+def _count_frames(
+    frames: Iterator[tuple[Fraction, Any]], counts: Counter[str]
+) -> Iterator[tuple[Fraction, Any]]:
+    for frame in frames:
+        counts["frames_chosen"] += 1
+        yield frame
+
+
+def _until_called_off(frames: Iterator[TimedFrame]) -> Iterator[TimedFrame]:
+    is_called_off: Callable[[], bool] = _called_off.is_set if _called_off else lambda: False
+    for frame in frames:
+        if is_called_off():
+            raise StoppedError
+        yield frame
+
+
+def _cause_of_nothing(counts: Counter[str], stored_frames: int) -> tuple[str, str]:
+    """Why a video that decodes gave no clip: (cause, detail)."""
+    if counts["clips_frozen"]:
+        return "videos_frozen", f"{counts['clips_frozen']} clips, all frozen"
+    chosen, needed = counts["frames_chosen"], f"a clip needs {stored_frames}"
+    if not chosen and counts["frames_black"]:
+        return "videos_black", f"{counts['frames_black']} frames, all black"
+    if chosen >= stored_frames:
+        pieces = counts["segments"]
+        return "videos_in_short_pieces", f"{chosen} frames in {pieces} pieces; {needed}"
+    return "videos_too_short", f"{chosen} frames at the stored frame rate; {needed}"

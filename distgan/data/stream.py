@@ -1,0 +1,249 @@
+"""The deterministic stream of training clips.
+
+The order is a function of (seed, epoch) alone. Samples of all epochs form one endless sequence;
+its j-th sample belongs to epoch j // N and is read by lane j mod L. Within an epoch the shards are
+shuffled and laid end to end, each lane takes one contiguous piece of that row, and samples are
+shuffled inside each shard. So a lane reads about 1/L of the shards, every clip comes once an epoch,
+batches run on over an epoch's end, and the whole position is one number: samples delivered.
+"""
+
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from distgan.config import DataConfig
+from distgan.data.clip_formats import decode
+from distgan.data.manifest import Manifest, read_manifest
+from distgan.data.shards import read_shard
+from distgan.errors import UserError
+from distgan.seeding import numpy_generator
+
+Sample = tuple[int, int]  # (shard, index in the shard)
+REFERENCE_EPOCH = 1_000_000_000  # draws starts and strides of reference clips; no run gets there
+
+
+class EpochOrder:
+    """Which sample the j-th place of the endless sequence holds."""
+
+    def __init__(self, shard_sizes: Sequence[int], *, seed: int, lanes: int) -> None:
+        self.shard_sizes = tuple(shard_sizes)
+        self.samples = sum(shard_sizes)
+        self.seed, self.lanes = seed, lanes
+        self._rows: dict[int, NDArray[np.int64]] = {}  # of the last two epochs asked for
+
+    def sample(self, position: int) -> tuple[int, Sample]:
+        """(epoch, sample) of the `position`-th sample since the start of training."""
+        epoch, within = divmod(position, self.samples)
+        first = epoch * self.samples  # the epoch's first position belongs to lane first mod L
+        lane = position % self.lanes
+        offset = 0
+        for other in range(lane):
+            offset += self._lane_length(first, other)
+        rank = (within - (lane - first) % self.lanes) // self.lanes
+        shard, index = self._row(epoch)[offset + rank]
+        return epoch, (int(shard), int(index))
+
+    def _lane_length(self, first: int, lane: int) -> int:
+        return (self.samples - (lane - first) % self.lanes + self.lanes - 1) // self.lanes
+
+    def _row(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._rows:
+            self._rows = {e: row for e, row in self._rows.items() if e == epoch - 1}
+            self._rows[epoch] = self._make_row(epoch)
+        return self._rows[epoch]
+
+    def _make_row(self, epoch: int) -> NDArray[np.int64]:
+        """All samples of an epoch, (N, 2): shuffled shards end to end, shuffled inside."""
+        shards = numpy_generator(self.seed, "shard order", epoch).permutation(len(self.shard_sizes))
+        return np.concatenate(
+            [
+                np.stack(
+                    (
+                        np.full(self.shard_sizes[shard], shard),
+                        numpy_generator(self.seed, "sample order", epoch, int(shard)).permutation(
+                            self.shard_sizes[shard]
+                        ),
+                    ),
+                    axis=1,
+                )
+                for shard in shards
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    clips: Tensor
+    """uint8 (B, 3, T, H, W), channels last in memory."""
+    places: tuple[int, ...]
+    """Each clip's place in the global batch."""
+
+
+class ClipStream:
+    """Batches of one data set from a position on; see the module's text for the order.
+
+    Args:
+        folder: the data set.
+        config: clip length, stride, lanes, workers.
+        seed: of the order and of each clip's start and stride.
+        batch_size: clips a global batch; a multiple of config.lanes.
+
+    Raises:
+        UserError: there is no data set, or it does not fit the configuration.
+    """
+
+    def __init__(self, folder: str, config: DataConfig, *, seed: int, batch_size: int) -> None:
+        self.manifest, self.digest = read_manifest(folder)
+        check_fits(self.manifest, config, folder)
+        self.folder, self.config = folder, config
+        self.seed, self.batch_size = seed, batch_size
+        sizes = [shard.samples for shard in self.manifest.shards]
+        self.order = EpochOrder(sizes, seed=seed, lanes=config.lanes)
+
+    @property
+    def samples_an_epoch(self) -> int:
+        return self.order.samples
+
+    def batches(self, start: int = 0) -> Iterator[ClipBatch]:
+        """Endless batches from the `start`-th sample on, a multiple of the batch size."""
+        assert start % self.batch_size == 0
+        workers = self.config.num_workers
+        if workers == 0:
+            for places, clips in _LaneBatches(self, start).parts():
+                yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(places))
+            return
+        loader = iter(
+            DataLoader(
+                _LaneBatches(self, start),
+                batch_size=None,
+                num_workers=workers,
+                multiprocessing_context="spawn",
+                prefetch_factor=4,
+                worker_init_fn=_leave_signals_to_the_parent,
+            )
+        )
+        while True:
+            parts = [_unwrap(next(loader)) for _ in range(workers)]  # one of each, in turn
+            places = [place for part in parts for place in part[0]]
+            in_order = torch.tensor(places).argsort()
+            clips = torch.cat([part[1] for part in parts])[in_order]
+            yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(sorted(places)))
+
+    def reference_clips(self, count: int) -> Tensor:
+        """The same real clips at every call, spread evenly over the data set: uint8
+        (count, 3, T, H, W). With fewer samples than `count`, samples come again at other starts."""
+        shards = _ShardCache(self.folder, self.manifest, capacity=1)
+        chosen = sorted((index * self.samples_an_epoch) // count for index in range(count))
+        ends = np.cumsum(self.order.shard_sizes)
+        clips = []
+        for index, number in enumerate(chosen):
+            shard = int(np.searchsorted(ends, number, side="right"))
+            place = number - int(ends[shard]) + self.order.shard_sizes[shard]
+            clips.append(self.clip(shards.get(shard), REFERENCE_EPOCH + index, (shard, place)))
+        return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+
+    def clip(
+        self, shard: list[tuple[dict[str, Any], bytes]], epoch: int, sample: Sample
+    ) -> NDArray[np.uint8]:
+        """One clip, uint8 (T, H, W, 3), with start and stride drawn from (seed, epoch, sample)."""
+        rng = numpy_generator(self.seed, f"clip/{sample[0]}", epoch, sample[1])
+        config, spec = self.config, self.manifest.clip
+        stride = config.frame_stride
+        if config.random_stride:
+            stride = int(rng.integers(1, stride + 1))
+        first = int(rng.integers(spec.stored_frames - (config.clip_frames - 1) * stride))
+        frames = range(first, first + config.clip_frames * stride, stride)
+        return decode(shard[sample[1]][1], spec.clip_format, frames)
+
+
+LanePart = tuple[list[int], Tensor]  # (places, clips (b, T, H, W, 3))
+
+
+def _unwrap(part: LanePart | UserError) -> LanePart:
+    if isinstance(part, UserError):
+        raise part
+    return part
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent then still needs its next batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _LaneBatches(IterableDataset[LanePart | UserError]):
+    """The part of each batch that this worker's lanes hold.
+
+    A worker hands over a user's error as a value: raised there, the loader would bury its message
+    in a traceback.
+    """
+
+    def __init__(self, stream: ClipStream, start: int) -> None:
+        self.stream, self.start = stream, start
+
+    def __iter__(self) -> Iterator[LanePart | UserError]:
+        try:
+            yield from self.parts()
+        except UserError as error:
+            yield error
+
+    def parts(self) -> Iterator[LanePart]:
+        """The same, raising its errors."""
+        stream, info = self.stream, get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        lanes = range(worker, stream.config.lanes, workers)
+        places = [p for p in range(stream.batch_size) if p % stream.config.lanes in lanes]
+        shards = _ShardCache(stream.folder, stream.manifest, capacity=len(lanes) + 1)
+        position = self.start
+        while True:
+            clips = []
+            for place in places:
+                epoch, sample = stream.order.sample(position + place)
+                clips.append(stream.clip(shards.get(sample[0]), epoch, sample))
+            yield places, torch.from_numpy(np.stack(clips))
+            position += stream.batch_size
+
+
+class _ShardCache:
+    """The shards that a reader's lanes are in: a few whole shards in memory."""
+
+    def __init__(self, folder: str, manifest: Manifest, capacity: int) -> None:
+        self.folder, self.manifest, self.capacity = folder, manifest, capacity
+        self.shards: OrderedDict[int, list[tuple[dict[str, Any], bytes]]] = OrderedDict()
+
+    def get(self, index: int) -> list[tuple[dict[str, Any], bytes]]:
+        if index not in self.shards:
+            while len(self.shards) >= self.capacity:
+                self.shards.popitem(last=False)
+            entry = self.manifest.shards[index]
+            self.shards[index] = read_shard(self.folder, entry, self.manifest.clip.clip_format)
+        self.shards.move_to_end(index)
+        return self.shards[index]
+
+
+def check_fits(manifest: Manifest, config: DataConfig, folder: str) -> None:
+    """Raises `UserError` unless the data set has clips for this configuration."""
+    spec = manifest.clip
+    if spec.resolution != config.resolution:
+        raise UserError(
+            f"the data set {folder} has clips of {spec.resolution} pixels, but "
+            f"data.resolution={config.resolution}; prepare it again at this size, or set "
+            f"data.resolution={spec.resolution}"
+        )
+    needed = (config.clip_frames - 1) * config.frame_stride + 1
+    if spec.stored_frames < needed:
+        raise UserError(
+            f"the data set {folder} stores clips of {spec.stored_frames} frames, but "
+            f"data.clip_frames={config.clip_frames} at data.frame_stride={config.frame_stride} "
+            f"needs {needed}; lower one of them, or prepare with prepare.stored_frames={needed}"
+        )
+    if manifest.samples == 0:
+        raise UserError(f"the data set {folder} holds no clips; prepare it again")

@@ -1,0 +1,135 @@
+"""What the trainer asks of a network: forward, backward, update. Here in plain PyTorch.
+
+A second engine shards the same network by ZeRO behind the same interface; see `Engine` for what
+must hold in both.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distgan.config import NetworkOptimConfig
+from distgan.errors import DivergedError
+from distgan.optimizers import make_optimizer
+
+
+class Engine(Protocol):
+    """One network with its optimizer.
+
+    Rules that keep sharded engines exact: one backward a micro-batch and network, with all terms
+    of the loss in it; while a network is frozen it is called bare, never through its engine.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __call__(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
+        """Forward for the network's own loss."""
+        ...
+
+    def bare(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
+        """Forward of the module itself: while frozen, or for a second derivative."""
+        ...
+
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        """While inside, no parameter of the network collects a gradient."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the loss's gradients to those of the step's earlier micro-batches."""
+        ...
+
+    def step(self, learning_rate: float) -> Tensor:
+        """Updates the weights and returns the gradient's global norm before clipping.
+
+        Raises:
+            DivergedError: the norm is not finite; nothing was updated.
+        """
+        ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Weights (`NAME/parameter`) and optimizer state (`NAME.optimizer/parameter/key`)."""
+        ...
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse; the tensors hold more than this network's own."""
+        ...
+
+
+class PlainEngine:
+    """One network on one device, without any sharding."""
+
+    def __init__(
+        self, name: str, module: nn.Module, config: NetworkOptimConfig, precision: str
+    ) -> None:
+        self.name = name
+        self.module = module
+        self.optimizer = make_optimizer(module.parameters(), config)
+        self.clip_norm = config.clip_norm
+        self.autocast = precision == "bf16"
+        self.device_type = next(module.parameters()).device.type
+
+    def __call__(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
+        return self.bare(*inputs, full_precision=full_precision)
+
+    def bare(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
+        enabled = self.autocast and not full_precision
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=enabled):
+            output: Tensor = self.module(*inputs)
+        return output
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        trainable = [p for p in self.module.parameters() if p.requires_grad]
+        self.module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self, learning_rate: float) -> Tensor:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if not torch.isfinite(norm):
+            raise DivergedError(f"the gradient norm of the {self.name} is {norm.item()}")
+        if self.clip_norm and norm > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            tensors[f"{self.name}/{name}"] = parameter.detach()
+            for key, value in self.optimizer.state[parameter].items():
+                if value is not None:
+                    tensors[f"{self.name}.optimizer/{name}/{key}"] = value
+        return tensors
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.module.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"{self.name}/{name}"])
+            prefix = f"{self.name}.optimizer/{name}/"
+            keys = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
+            self.optimizer.state[parameter] = {
+                key: _like_parameter(tensors[prefix + key], parameter) for key in keys
+            }
+
+
+def _like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device, and in its memory layout where it has its shape."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,19 @@
+"""The errors that reach users, each with the exit code that `launch.py` ends with."""
+
+
+class DistganError(Exception):
+    """Base of all errors that end a command with one clear message and no traceback."""
+
+    exit_code = 1
+
+
+class UserError(DistganError):
+    """Bad input: the message names the value, the place and the remedy."""
+
+    exit_code = 2
+
+
+class DivergedError(DistganError):
+    """Training left the region it can come back from; a rerun must not retry it blindly."""
+
+    exit_code = 3

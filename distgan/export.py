@@ -1,0 +1,111 @@
+"""An exported generator: weights as safetensors beside a JSON description. No pickle.
+
+`generator/model.safetensors` and `generator/generator.json` suffice to make videos anywhere.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from distgan import storage
+from distgan.checkpoint import load_newest
+from distgan.config import Config
+from distgan.config_checks import check_config
+from distgan.config_loading import build_config
+from distgan.errors import UserError
+from distgan.generator import Generator
+from distgan.networks import build_generator
+
+FOLDER, WEIGHTS, DESCRIPTION = "generator", "model.safetensors", "generator.json"
+EMA = "ema"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedGenerator:
+    generator: Generator
+    config: Config
+    step: int
+    frame_rate_hz: float
+
+
+def export_generator(run_dir: str, trained: TrainedGenerator) -> str:
+    """Writes the export into the run folder and returns its own folder."""
+    folder = storage.join(run_dir, FOLDER)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in trained.generator.named_parameters()}
+    weights = save_safetensors(tensors)
+    description = {
+        "format": "distgan-generator",
+        "version": 1,
+        "step": trained.step,
+        "frame_rate_hz": trained.frame_rate_hz,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "config": trained.config.model_dump(mode="json"),
+    }
+    storage.write_bytes(storage.join(folder, WEIGHTS), weights)
+    text = json.dumps(description, indent=1)
+    storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
+    return folder
+
+
+def load_generator(source: str, device: torch.device) -> TrainedGenerator:
+    """The EMA generator of a run's newest checkpoint, or an exported one.
+
+    Args:
+        source: a run folder, or a folder with an export.
+
+    Raises:
+        UserError: there is neither, or it is damaged.
+    """
+    checkpoint, _ = load_newest(source)
+    if checkpoint is not None:
+        config = build_config(checkpoint.state["config"])
+        weights = {
+            name.removeprefix(f"{EMA}/"): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name.startswith(f"{EMA}/")
+        }
+        rate = float(checkpoint.state["frame_rate_hz"])
+        return _trained(weights, config, checkpoint.step, rate, device)
+    for folder in (source, storage.join(source, FOLDER)):
+        if storage.exists(storage.join(folder, DESCRIPTION)):
+            return _load_export(folder, device)
+    raise UserError(
+        f"no trained generator in {source!r}: it holds neither a complete checkpoint nor "
+        f"{FOLDER}/{DESCRIPTION}; give the run folder of `launch.py train`"
+    )
+
+
+def _load_export(folder: str, device: torch.device) -> TrainedGenerator:
+    path = storage.join(folder, DESCRIPTION)
+    try:
+        description: dict[str, Any] = json.loads(storage.read_bytes(path))
+        data = storage.read_bytes(storage.join(folder, WEIGHTS))
+        if hashlib.sha256(data).hexdigest() != description["weights_sha256"]:
+            raise UserError(f"{folder}/{WEIGHTS} is damaged: its sha256 is not that of {path}")
+        weights = load_safetensors(data)
+        config = build_config(description["config"])
+        check_config(config)
+        step, rate = int(description["step"]), float(description["frame_rate_hz"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the exported generator in {folder} can't be read: {error!r}") from error
+    return _trained(weights, config, step, rate, device)
+
+
+def _trained(
+    weights: dict[str, torch.Tensor], config: Config, step: int, rate: float, device: torch.device
+) -> TrainedGenerator:
+    generator = build_generator(config, device)
+    own = dict(generator.named_parameters())
+    if own.keys() != weights.keys() or any(own[n].shape != w.shape for n, w in weights.items()):
+        raise UserError("the generator's weights do not fit its configuration; export it again")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+    generator.requires_grad_(False).eval()
+    return TrainedGenerator(generator=generator, config=config, step=step, frame_rate_hz=rate)

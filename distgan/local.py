@@ -1,0 +1,58 @@
+"""Local debug mode: both networks whole in this process, on one device."""
+
+import torch
+
+from distgan.config import Config
+from distgan.config_loading import with_values
+from distgan.data.stream import ClipStream
+from distgan.engine import PlainEngine
+from distgan.networks import build_discriminator, build_generator
+from distgan.precision import pick_device, pick_precision
+from distgan.run_folder import start_or_resume
+from distgan.trainer import Outcome, Trainer
+
+
+def train_locally(config: Config, *, show_progress: bool = True) -> Outcome:
+    """Trains, or goes on with, the run in `config.run.dir`.
+
+    Raises:
+        UserError: bad input; see `start_or_resume`, `ClipStream` and `Trainer.run`.
+        DivergedError: training diverged, now or at an earlier start.
+    """
+    config = start_or_resume(config)
+    device = pick_device(config.train.device)
+    stream = ClipStream(
+        config.data.shards, config.data, seed=config.seed, batch_size=config.train.batch_size
+    )
+    config = with_values(
+        config,
+        {
+            "train.precision": pick_precision(config.train.precision, device),
+            "train.schedule_steps": config.train.schedule_steps or config.train.max_steps,
+        },
+    )
+    return build_trainer(config, device, stream, show_progress=show_progress).run()
+
+
+def build_trainer(
+    config: Config, device: torch.device, stream: ClipStream, *, show_progress: bool = True
+) -> Trainer:
+    """A trainer over plain engines, at its start weights."""
+    precision = config.train.precision
+    average = build_generator(config, device).requires_grad_(False)
+    return Trainer(
+        config,
+        device,
+        PlainEngine(
+            "generator", build_generator(config, device), config.optim.generator, precision
+        ),
+        PlainEngine(
+            "discriminator",
+            build_discriminator(config, device),
+            config.optim.discriminator,
+            precision,
+        ),
+        average,
+        stream,
+        show_progress=show_progress,
+    )

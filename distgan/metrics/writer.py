@@ -1,0 +1,155 @@
+"""Where a run's numbers and pictures go: metrics.jsonl for scripts, TensorBoard for eyes.
+
+The only module that imports TensorBoard. Legend: N clips, T frames, H height, W width.
+"""
+
+import io
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from distgan import storage
+from distgan.errors import UserError
+from distgan.pictures import encode_gif, enlarge, grid
+
+METRICS_NAME = "metrics.jsonl"
+EVENTS_NAME = "tensorboard"
+_FLUSH_INTERVAL_S = 10
+_LEAST_VIDEO_SIZE = 256  # pixels; TensorBoard shows small pictures too small
+
+
+class MetricsWriter:
+    """Appends to a run folder's `metrics.jsonl` and to the event files in `tensorboard/`.
+
+    The keys of `metrics.jsonl` equal TensorBoard's tags. On resume both forget what came after the
+    checkpoint, so that a run reads as if it had never stopped.
+    """
+
+    def __init__(self, run_dir: str, start_step: int = 0) -> None:
+        """Opens both, keeping what earlier starts wrote up to and with `start_step`.
+
+        Raises:
+            UserError: metrics.jsonl is damaged elsewhere than in its last line.
+        """
+        path = storage.join(run_dir, METRICS_NAME)
+        _cut_back(path, start_step)
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        self._metrics = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (close() closes)
+        self._events = EventFileWriter(
+            storage.join(run_dir, EVENTS_NAME), flush_secs=_FLUSH_INTERVAL_S
+        )
+        # TensorBoard drops what earlier event files hold from this step on.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(start_step + 1, session_log=start)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of numbers, readable by others at once. NaN and infinities become strings."""
+        numbers = {tag: float(value) for tag, value in values.items()}
+        line = {"step": step} | {tag: _to_json(value) for tag, value in numbers.items()}
+        self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
+        self._metrics.flush()
+        scalars = [summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in numbers.items()]
+        self._add(step, summary=summary_pb2.Summary(value=scalars))
+
+    def video(
+        self, tag: str, step: int, clips: NDArray[np.uint8], frame_rate_hz: float = 8.0
+    ) -> None:
+        """Clips, uint8 RGB (N, T, H, W, 3), as one animated GIF, side by side."""
+        frames = enlarge(grid(clips), _LEAST_VIDEO_SIZE)
+        self._add_picture(tag, step, frames.shape[1:3], encode_gif(frames, frame_rate_hz))
+
+    def image(self, tag: str, step: int, picture: NDArray[np.uint8]) -> None:
+        """A still picture, uint8 RGB (H, W, 3)."""
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, format="PNG")
+        self._add_picture(tag, step, picture.shape[:2], buffer.getvalue())
+
+    def text(self, tag: str, text: str) -> None:
+        """A text in Markdown, at step 0, such as the run's configuration."""
+        self._add(0, summary=text_pb(tag, text))
+
+    def flush(self) -> None:
+        """Returns when all that was written is in the files; call before a checkpoint commits."""
+        self._metrics.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes; twice does no harm."""
+        if not self._metrics.closed:
+            self._metrics.close()
+            self._events.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _add_picture(self, tag: str, step: int, size: tuple[int, ...], data: bytes) -> None:
+        # An image summary holds any encoded picture; browsers play a GIF there.
+        image = summary_pb2.Summary.Image(
+            height=size[0], width=size[1], colorspace=3, encoded_image_string=data
+        )
+        value = summary_pb2.Summary.Value(tag=tag, image=image)
+        self._add(step, summary=summary_pb2.Summary(value=[value]))
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.add_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
+
+
+def read_metrics(path: str) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl, oldest first, `step` first in each.
+
+    The strings "nan", "inf" and "-inf" become floats again. A half-written last line is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    return [
+        {tag: float(value) if isinstance(value, str) else value for tag, value in line.items()}
+        for line in map(json.loads, _whole_lines(path))
+    ]
+
+
+def _cut_back(path: str, step: int) -> None:
+    """Rewrites metrics.jsonl without lines after `step` and without a half-written last one."""
+    if not storage.exists(path):
+        return
+    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    data = b"".join(line + b"\n" for line in kept)
+    if data != storage.read_bytes(path):
+        storage.write_bytes(path, data)
+
+
+def _whole_lines(path: str) -> list[bytes]:
+    """All lines but a half-written last one, each checked to be a JSON object with a step."""
+    lines = storage.read_bytes(path).split(b"\n")[:-1]  # what follows the last newline is half
+    for number, line in enumerate(lines, start=1):
+        try:
+            whole = isinstance(json.loads(line)["step"], int)
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise UserError(f"{path}, line {number} is damaged: delete that line and start again")
+    return lines
+
+
+def _to_json(value: float) -> float | str:
+    """JSON has no NaN and no infinity: they are written as "nan", "inf", "-inf"."""
+    return value if math.isfinite(value) else str(value)

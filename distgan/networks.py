@@ -1,0 +1,46 @@
+"""Builds the two networks from a configuration, with weights that follow from the seed alone."""
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from distgan.blocks import initialise
+from distgan.config import Config
+from distgan.data.conditioning import reads_video
+from distgan.discriminator import Discriminator
+from distgan.generator import Generator
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build_generator(config: Config, device: torch.device) -> Generator:
+    """The generator with its start weights."""
+    with torch.device("meta"):
+        generator = Generator(
+            config.model,
+            config.data.resolution,
+            config.data.clip_frames,
+            reads_video(config.conditioning),
+        )
+    return _materialise(generator, config, "generator", device)
+
+
+def build_discriminator(config: Config, device: torch.device) -> Discriminator:
+    """The discriminator with its start weights."""
+    with torch.device("meta"):
+        discriminator = Discriminator(config.model, config.data.resolution, config.data.clip_frames)
+    return _materialise(discriminator, config, "discriminator", device)
+
+
+def _materialise(module: M, config: Config, name: str, device: torch.device) -> M:
+    """Start weights are drawn on the CPU, so they are the same on every device."""
+    module.to_empty(device="cpu")
+    initialise(module, config.seed, f"weights/{name}")
+    module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return module
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable scalars."""
+    return sum(parameter.numel() for parameter in module.parameters())

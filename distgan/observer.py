@@ -1,0 +1,83 @@
+"""What a run shows while it trains: speed, sample videos and the proxy distance."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from distgan import storage
+from distgan.config import Config
+from distgan.data.conditioning import condition
+from distgan.data.stream import ClipStream
+from distgan.generator import Generator
+from distgan.metrics.proxy import ProxyDistance
+from distgan.metrics.writer import MetricsWriter
+from distgan.pictures import contact_sheet, enlarge, grid, write_gif
+from distgan.sampling import Sampler
+
+
+class Observer:
+    """Draws samples from the averaged generator with seeds 0, 1, 2, ... and measures them."""
+
+    def __init__(
+        self, config: Config, stream: ClipStream, average: Generator, writer: MetricsWriter
+    ) -> None:
+        self.config, self.stream, self.writer = config, stream, writer
+        self.sampler = Sampler(average, config.train.precision)
+        self.device = self.sampler.device
+        self._real: Tensor | None = None
+        self._proxy: ProxyDistance | None = None
+        self._last_log: tuple[float, int] | None = None
+
+    def speed(self, times: dict[str, float], clips_seen: int) -> dict[str, float]:
+        """Throughput since the last call (wall time, all included) and time per part of a step."""
+        now = time.monotonic()
+        speed = dict(times)
+        if self._last_log is not None:
+            then, clips_then = self._last_log
+            speed["throughput/clips_per_s"] = (clips_seen - clips_then) / (now - then)
+        self._last_log = (now, clips_seen)
+        if self.device.type == "cuda":
+            speed["memory/peak_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return speed
+
+    def quality_if_due(self, step: int) -> dict[str, float]:
+        """The proxy Frechet distance of the averaged generator's clips, at its interval."""
+        interval = self.config.log.proxy_interval_steps
+        if interval == 0 or step % interval:
+            return {}
+        real = self._real_clips()
+        if self._proxy is None:
+            self._proxy = ProxyDistance(real, device=self.device)
+        return {"quality/proxy_frechet_ema": self._proxy.distance(self._sample(len(real)))}
+
+    def samples_if_due(self, step: int) -> None:
+        """Sample videos and an image grid, to TensorBoard and `samples/`, at their interval."""
+        interval = self.config.log.sample_interval_steps
+        if interval == 0 or step % interval:
+            return
+        count = self.config.log.num_samples
+        real = self._real_clips()[:count].permute(0, 2, 3, 4, 1).numpy()
+        clips = self._sample(count).permute(0, 2, 3, 4, 1).numpy()
+        rate = self.stream.manifest.clip.frame_rate_hz or 8.0
+        self.writer.video("samples/ema", step, clips, rate)
+        self.writer.image("samples/first_frames", step, enlarge(grid(clips)[0], 256))
+        folder = storage.join(self.config.run.dir, "samples")
+        write_gif(storage.join(folder, f"step_{step:08d}.gif"), clips, rate, least_size=256)
+        contact_sheet(
+            [("real", real), (f"generated, step {step}", clips)],
+            storage.join(folder, f"step_{step:08d}.png"),
+        )
+
+    def _sample(self, count: int) -> Tensor:
+        """uint8 (count, 3, T, H, W): seeds 0 ... count - 1, on the reference clips' conditions."""
+        real = self._real_clips()[:count]
+        given, known = condition(real.float() / 127.5 - 1, self.config.conditioning)
+        return self.sampler.clips(range(count), given, known)
+
+    def _real_clips(self) -> Tensor:
+        """uint8 (N, 3, T, H, W): the same real clips at every call and every start."""
+        if self._real is None:
+            wanted = max(self.config.log.proxy_clips, self.config.log.num_samples)
+            self._real = self.stream.reference_clips(wanted)
+        return self._real

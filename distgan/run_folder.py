@@ -1,0 +1,124 @@
+"""A run's folder: is it new, may this configuration go on in it, has it diverged?"""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from distgan import storage
+from distgan.config import Config
+from distgan.config_loading import build_config, dump_yaml, flatten, parse_yaml
+from distgan.errors import DivergedError, UserError
+
+CONFIG, DIVERGED = "config.yaml", "DIVERGED.json"
+
+# Keys that may differ on resume: they change neither the weights' path nor the data's order.
+FREE_ON_RESUME = (
+    "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.",
+    "train.max_steps", "train.device", "data.num_workers", "data.shards", "preset",
+)  # fmt: skip
+
+
+def saved_config(run_dir: str) -> Config | None:
+    """The configuration that the run started with; None if there is no run yet."""
+    path = storage.join(run_dir, CONFIG)
+    if not storage.exists(path):
+        return None
+    return build_config(parse_yaml(storage.read_bytes(path).decode(), path))
+
+
+def start_or_resume(config: Config) -> Config:
+    """The configuration to run with: on resume, answers found at the first start are kept.
+
+    Raises:
+        UserError: the folder holds something else, or a run with another configuration.
+        DivergedError: the run in the folder has diverged.
+    """
+    run_dir = config.run.dir
+    saved = saved_config(run_dir)
+    if saved is None:
+        if storage.list_names(run_dir):
+            raise UserError(
+                f"run.dir={run_dir} is not empty and holds no run ({CONFIG} is missing); "
+                "choose another folder"
+            )
+        return config
+    refuse_if_diverged(run_dir)
+    resolved = config.model_copy(update={"train": _keep_answers(config, saved)})
+    differing = differing_keys(saved, resolved)
+    if differing:
+        was, now = flatten(saved), flatten(resolved)
+        changes = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in differing)
+        raise UserError(
+            f"run.dir={run_dir} was made with another configuration: {changes}; take these values "
+            "back, or start a new run with another run.dir (run.init_from starts from its weights)"
+        )
+    return resolved
+
+
+def differing_keys(saved: Config, config: Config) -> list[str]:
+    """Keys whose change would make it another run."""
+    was, now = flatten(saved), flatten(config)
+    return [
+        key
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(FREE_ON_RESUME)
+    ]
+
+
+def save_config(config: Config) -> None:
+    storage.write_bytes(storage.join(config.run.dir, CONFIG), dump_yaml(config).encode())
+
+
+def mark_diverged(run_dir: str, step: int, reason: str) -> None:
+    """Leaves the marker that stops every rerun, so that no scheduler retries blindly."""
+    text = json.dumps({"step": step, "reason": reason}, indent=1)
+    storage.write_bytes(storage.join(run_dir, DIVERGED), text.encode())
+
+
+def refuse_if_diverged(run_dir: str) -> None:
+    """Raises `DivergedError` if the marker is there."""
+    path = storage.join(run_dir, DIVERGED)
+    if storage.exists(path):
+        marker: dict[str, Any] = json.loads(storage.read_bytes(path))
+        raise DivergedError(
+            f"the run in {run_dir} diverged at step {marker['step']}: {marker['reason']}. Start a "
+            "new run with other settings (a lower learning rate or a higher loss.gamma, say); to "
+            f"go on from the last checkpoint all the same, delete {path}"
+        )
+
+
+def _keep_answers(config: Config, saved: Config) -> Any:
+    """Questions that the first start answered (auto precision, schedule length) stay answered."""
+    kept: dict[str, Any] = {}
+    if config.train.precision == "auto":
+        kept["precision"] = saved.train.precision
+    if config.train.schedule_steps == 0:
+        kept["schedule_steps"] = saved.train.schedule_steps
+    return config.train.model_copy(update=kept)
+
+
+class StopSignals:
+    """Remembers SIGINT and SIGTERM, so that the loop can end with a checkpoint.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator["StopSignals"]:
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number

@@ -1,0 +1,74 @@
+"""Random draws without global state.
+
+Every draw follows from (seed, purpose, step, index), where `index` is the clip's place in the
+global batch. Splitting a batch over ranks or micro-batches therefore changes no draw.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, purpose: str, step: int = 0, index: int = 0) -> int:
+    """The first 8 bytes of sha256("seed/purpose/step/index"), as a non-negative 63-bit integer."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{step}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def torch_generator(
+    seed: int, purpose: str, step: int, index: int, device: torch.device
+) -> torch.Generator:
+    """A generator for one clip, on the device that computes (CPU and GPU draws differ).
+
+    PyTorch's CPU generator keeps the lower 32 bits of the seed, so among many millions of draws a
+    few coincide.
+    """
+    return torch.Generator(device).manual_seed(derive_seed(seed, purpose, step, index))
+
+
+def numpy_generator(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
+    """A NumPy generator for one draw."""
+    return np.random.default_rng(derive_seed(seed, purpose, step, index))
+
+
+def normal_per_clip(
+    shape: tuple[int, ...],
+    *,
+    seed: int,
+    purpose: str,
+    step: int,
+    places: Iterable[int],
+    device: torch.device,
+) -> Tensor:
+    """Standard normal draws, one generator a clip: (len(places), *shape), float32."""
+    return torch.stack(
+        [
+            torch.randn(
+                shape, generator=torch_generator(seed, purpose, step, p, device), device=device
+            )
+            for p in places
+        ]
+    )
+
+
+def uniform_per_clip(
+    count: int,
+    *,
+    seed: int,
+    purpose: str,
+    step: int,
+    places: Iterable[int],
+    device: torch.device,
+) -> Tensor:
+    """Uniform draws in [0, 1), one generator a clip: (len(places), count), float32."""
+    return torch.stack(
+        [
+            torch.rand(
+                count, generator=torch_generator(seed, purpose, step, p, device), device=device
+            )
+            for p in places
+        ]
+    )

@@ -1,0 +1,175 @@
+"""The command line of distgan: `python launch.py COMMAND --help` explains each command."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distgan.errors import DistganError, UserError
+
+if TYPE_CHECKING:
+    from distgan.config import Config
+
+EXAMPLES = {
+    "demo": "python launch.py demo --output demo",
+    "prepare": "python launch.py prepare --input ~/videos --output data/mine data.resolution=64",
+    "train": "python launch.py train --preset small-64 data.shards=data/mine seed=1",
+    "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
+    "doctor": "python launch.py doctor --preset base-128",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; commands import what they need only when they run."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Trains attention-based video GANs: prepare videos, train, generate.",
+        epilog="New here? Run `python launch.py demo` and look at the pictures it makes.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = _add(commands, "demo", "render small videos, train on them, show what came out", _demo)
+    demo.add_argument("--output", default="demo", help="folder for all of it (default: demo)")
+    _add_overrides(demo)
+
+    prepare = _add(commands, "prepare", "raw videos to a clean, packed data set", _prepare)
+    prepare.add_argument("--input", required=True, help="folder with videos, nested or not")
+    prepare.add_argument("--output", required=True, help="folder for the data set (new or empty)")
+    _add_config(prepare)
+
+    train = _add(commands, "train", "train a GAN; run it again to resume", _train)
+    _add_config(train)
+
+    generate = _add(commands, "generate", "make new videos with a trained generator", _generate)
+    generate.add_argument("--run", required=True, help="run folder, or an exported generator")
+    generate.add_argument("--output", required=True, help="folder for the new videos")
+    generate.add_argument("--num", type=int, default=8, help="how many videos (default: 8)")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the first video; the next "
+                          "ones count up from it (default: 0)")  # fmt: skip
+    generate.add_argument("--truncation", type=float, default=1.0, help="0 to 1: less than 1 gives "
+                          "safer, more alike videos (default: 1)")  # fmt: skip
+    generate.add_argument("--input", help="folder with videos whose first frames are given, for a "
+                          "generator trained with conditioning.task=prediction")  # fmt: skip
+
+    doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
+    _add_config(doctor)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.handler(parsed))
+    except DistganError as error:
+        print(f"launch.py {parsed.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"launch.py {parsed.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from distgan.demo_run import run_demo
+
+    return run_demo(_absolute(arguments.output), arguments.overrides)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from distgan.data.prepare import prepare, summary
+
+    manifest = prepare(_absolute(arguments.input), _absolute(arguments.output), _config(arguments))
+    print(summary(manifest))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from distgan.local import train_locally
+
+    config = _config(arguments)
+    if not config.data.shards:
+        raise UserError("data.shards is not set: give the folder that `launch.py prepare` wrote")
+    outcome = train_locally(config)
+    print(f"stopped at step {outcome.step}: {outcome.reason}")
+    print(f"look at it with: tensorboard --logdir {config.run.dir}")
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from distgan.generate import generate
+
+    made = generate(
+        _absolute(arguments.run),
+        _absolute(arguments.output),
+        num=arguments.num,
+        seed=arguments.seed,
+        truncation=arguments.truncation,
+        input_folder=_absolute(arguments.input) if arguments.input else None,
+    )
+    print(made.summary())
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from distgan.doctor import report
+
+    print(report(_config(arguments)))
+    return 0
+
+
+def _add(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example: {EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=run)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    from distgan.presets import PRESETS
+
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="named starting point")
+    parser.add_argument("--config", type=Path, help="YAML file with configuration keys")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="configuration keys, such as seed=3 or model.attention.kind=none; all keys with what "
+        "they mean are in distgan/config.py",
+    )
+
+
+def _config(arguments: argparse.Namespace) -> "Config":
+    """The checked configuration, with absolute paths and a run folder."""
+    from distgan.config_loading import load_config, with_values
+
+    config = load_config(arguments.preset, arguments.config, arguments.overrides)
+    run_dir = config.run.dir or f"runs/{config.preset}-{config.seed}"
+    paths = {
+        "run.dir": run_dir,
+        "run.init_from": config.run.init_from,
+        "data.shards": config.data.shards,
+    }
+    return with_values(config, {k: _absolute(p) if p else "" for k, p in paths.items()})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Schedules follow closed forms, updates equal PyTorch's plain ones, the average its half-life."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distgan.config import NetworkOptimConfig
+from distgan.ema import ema_decay, update_ema
+from distgan.optimizers import decay, learning_rate, make_optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "at_quarter", "at_half"),
+    [
+        ("constant", 1.0, 1.0),
+        ("linear", 0.2 + 0.8 * 0.75, 0.6),
+        ("cosine", 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2, 0.6),
+    ],
+)
+def test_schedules(kind: str, at_quarter: float, at_half: float) -> None:
+    end = 1.0 if kind == "constant" else 0.2
+    factors = [decay(kind, 0.2, step, 1000) for step in (0, 250, 500, 1000, 5000)]
+    assert factors == pytest.approx([1.0, at_quarter, at_half, end, end])
+    falling = [decay(kind, 0.2, step, 1000) for step in range(1200)]
+    assert all(a >= b for a, b in itertools.pairwise(falling))
+
+
+def test_warmup_is_linear_and_multiplies_the_schedule() -> None:
+    config = NetworkOptimConfig(lr=0.1, warmup_steps=10, schedule="linear", lr_final=0.0)
+    assert learning_rate(config, 1, 100) == pytest.approx(0.1 * 0.1 * 0.99)
+    assert learning_rate(config, 5, 100) == pytest.approx(0.1 * 0.5 * 0.95)
+    assert learning_rate(config, 10, 100) == pytest.approx(0.1 * 0.9)
+    assert learning_rate(config, 50, 100) == pytest.approx(0.05)
+    assert learning_rate(config, 100, 100) == 0
+    assert learning_rate(NetworkOptimConfig(lr=0.1, schedule="constant"), 1, 100) == 0.1
+
+
+UNFUSED: dict[str, Any] = {
+    "adam": lambda p: torch.optim.Adam(
+        p, lr=0.1, betas=(0.5, 0.9), weight_decay=0.1, foreach=False, fused=False
+    ),
+    "adamw": lambda p: torch.optim.AdamW(
+        p, lr=0.1, betas=(0.5, 0.9), weight_decay=0.1, foreach=False, fused=False
+    ),
+    "sgd": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.7, weight_decay=0.1, foreach=False, fused=False
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNFUSED)
+def test_updates_equal_unfused_ones(kind: str) -> None:
+    config = NetworkOptimConfig.model_validate(
+        {"kind": kind, "lr": 0.1, "beta1": 0.5, "beta2": 0.9, "momentum": 0.7, "weight_decay": 0.1}
+    )
+    values = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    ours, plain = (nn.Parameter(values.clone()) for _ in range(2))
+    optimizers = make_optimizer([ours], config), UNFUSED[kind]([plain])
+    for step in range(20):
+        for parameter, optimizer in zip((ours, plain), optimizers, strict=True):
+            optimizer.zero_grad()
+            ((parameter - 1) ** 2 * (1 + step % 3)).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+    assert (ours - values).abs().min() > 0.01
+
+
+def test_adam_by_hand() -> None:
+    config = NetworkOptimConfig(lr=0.1, beta1=0.0, beta2=0.99)
+    parameter = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = make_optimizer([parameter], config)
+    second = torch.zeros(2)
+    expected = parameter.detach().clone()
+    for step in range(1, 5):
+        gradient = torch.tensor([0.5 * step, -3.0 / step])
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        second = 0.99 * second + 0.01 * gradient**2
+        expected -= 0.1 * gradient / ((second / (1 - 0.99**step)).sqrt() + 1e-8)
+    torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_each_network_s_own_numbers_reach_its_optimizer() -> None:
+    config = NetworkOptimConfig(kind="adamw", lr=3e-4, beta1=0.3, beta2=0.7, weight_decay=0.2)
+    (group,) = make_optimizer([nn.Parameter(torch.zeros(2))], config).param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.3, 0.7), 0.2)
+
+
+def test_the_average_halves_its_memory_at_its_half_life() -> None:
+    step_decay = ema_decay(32, 10**9, 640.0, 0.05)
+    assert step_decay**20 == pytest.approx(0.5)
+    assert ema_decay(32, 10**9, 640.0, 0.0) == pytest.approx(step_decay)
+    assert ema_decay(64, 10**9, 640.0, 0.0) == pytest.approx(step_decay**2)
+
+
+def test_the_ramp_bounds_the_half_life_by_the_clips_seen() -> None:
+    assert ema_decay(32, 6400, 10_000.0, 0.05) == pytest.approx(0.5 ** (32 / 320))
+    assert ema_decay(32, 6400, 100.0, 0.05) == pytest.approx(0.5 ** (32 / 100))
+    assert ema_decay(32, 200_000, 10_000.0, 0.05) == pytest.approx(0.5 ** (32 / 10_000))
+    assert ema_decay(32, 32, 10_000.0, 0.0) == pytest.approx(0.5 ** (32 / 10_000))
+    assert ema_decay(32, 0, 10_000.0, 0.05) == 0.0
+    assert ema_decay(32, 6400, 0.0, 0.05) == 0.0
+
+
+def test_the_average_moves_towards_the_network() -> None:
+    average, network = nn.Linear(3, 2), nn.Linear(3, 2)
+    before = [p.detach().clone() for p in average.parameters()]
+    target = [p.detach().clone() for p in network.parameters()]
+    update_ema(average, network, 0.75)
+    for now, old, new, own in zip(
+        average.parameters(), before, target, network.parameters(), strict=True
+    ):
+        torch.testing.assert_close(now.detach(), 0.75 * old + 0.25 * new)
+        assert torch.equal(own, new)
+    update_ema(average, network, 0.0)
+    for now, new in zip(average.parameters(), target, strict=True):
+        assert torch.equal(now, new)

@@ -1,0 +1,190 @@
+"""A run that was killed and started again equals one that never stopped, bit by bit."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan import storage
+from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
+from tests.tiny import REPOSITORY, TINY, launch, one_thread
+
+STEPS = 24  # 8 clips a step, 40 clips an epoch: epochs end within steps 5, 10, 15, 20
+TIMED = ("time/", "throughput/", "memory/")
+
+
+def train_arguments(run_dir: Path, data: str, *more: str) -> list[str]:
+    return [
+        "train",
+        *TINY,
+        f"train.max_steps={STEPS}",
+        "log.interval_steps=3",  # straddles checkpoints, which come every 4 steps
+        "log.proxy_interval_steps=8",
+        "log.proxy_clips=16",
+        "log.sample_interval_steps=10",
+        f"data.shards={data}",
+        f"run.dir={run_dir}",
+        *more,
+    ]
+
+
+def state_hash(run_dir: Path, step: int) -> str:
+    """Over every tensor of the checkpoint (networks, optimizers, average) and its counters."""
+    checkpoint = read_checkpoint(checkpoint_folder(str(run_dir), step), step)
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint.tensors):
+        tensor = checkpoint.tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    state = {k: v for k, v in checkpoint.state.items() if k not in ("seconds", "config")}
+    digest.update(json.dumps(state, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def logged(run_dir: Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl without what a clock measured."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in lines]
+
+
+def start_and_kill_after(run_dir: Path, data: str, step: int, *more: str) -> None:
+    """Starts training, waits until `step` is logged, and sends SIGKILL."""
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(REPOSITORY / "launch.py"),
+            *train_arguments(run_dir, data, "log.interval_steps=1", *more),
+        ],
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + 60
+    try:
+        while not (metrics.exists() and f'{{"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline, "training did not get there"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    done = launch(*train_arguments(run_dir, tiny_data))
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize("kill_step", [2, 9, 15])
+def test_killed_run_equals_uninterrupted_one(
+    uninterrupted: Path, tiny_data: str, tmp_path: Path, kill_step: int
+) -> None:
+    """Before the first checkpoint, within an epoch, and just after an epoch's end."""
+    run_dir = tmp_path / "run"
+    start_and_kill_after(run_dir, tiny_data, kill_step)
+    assert (run_dir / "generator").exists() is False
+    if kill_step > 4:
+        assert committed_steps(str(run_dir)), "nothing to resume from: the test would prove nothing"
+    done = launch(*train_arguments(run_dir, tiny_data))
+    assert done.returncode == 0, done.stderr
+    assert state_hash(run_dir, STEPS) == state_hash(uninterrupted, STEPS)
+    last_half = [line for line in logged(uninterrupted) if line["step"] > kill_step]
+    assert [line for line in logged(run_dir) if line["step"] > kill_step][1:] == last_half[1:]
+
+
+def test_resume_with_loader_workers(uninterrupted: Path, tiny_data: str, tmp_path: Path) -> None:
+    """Workers that read ahead leave no trace in the position."""
+    run_dir = tmp_path / "run"
+    start_and_kill_after(run_dir, tiny_data, 9, "data.num_workers=2")
+    done = launch(*train_arguments(run_dir, tiny_data, "data.num_workers=1"))
+    assert done.returncode == 0, done.stderr
+    assert state_hash(run_dir, STEPS) == state_hash(uninterrupted, STEPS)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_ends_with_a_checkpoint(
+    uninterrupted: Path, tiny_data: str, tmp_path: Path, number: int, code: int
+) -> None:
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(REPOSITORY / "launch.py"),
+            *train_arguments(run_dir, tiny_data, "checkpoint.interval_steps=1000"),
+        ],
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run_dir / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    (stopped_at,) = committed_steps(str(run_dir))
+    assert 0 < stopped_at < STEPS
+    done = launch(*train_arguments(run_dir, tiny_data, "checkpoint.interval_steps=1000"))
+    assert done.returncode == 0, done.stderr
+    assert state_hash(run_dir, STEPS) == state_hash(uninterrupted, STEPS)
+    assert logged(run_dir) == logged(uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_to_the_whole_process_group_ends_cleanly(
+    tiny_data: str, tmp_path: Path, number: int, code: int
+) -> None:
+    """What Ctrl-C in a terminal does: the loader's workers get the signal too."""
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(REPOSITORY / "launch.py"),
+            *train_arguments(run_dir, tiny_data, "data.num_workers=1", "train.max_steps=100000"),
+        ],
+        env=one_thread(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text()):
+        assert time.monotonic() < deadline, "training did not start"
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    assert committed_steps(str(run_dir))
+
+
+def test_damaged_checkpoint_falls_back_and_says_so(
+    uninterrupted: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    arguments = train_arguments(run_dir, tiny_data)
+    assert launch(*arguments, "train.max_steps=16").returncode == 0
+    weights = Path(checkpoint_folder(str(run_dir), 16)) / "rank-00000.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    # The schedule's length was fixed by the first start, so the end is that of a 16-step run.
+    done = launch(*arguments, "train.max_steps=20")
+    assert done.returncode == 0, done.stderr
+    assert "sha256" in done.stderr + done.stdout
+    assert "step 12" in done.stderr + done.stdout
+    assert committed_steps(str(run_dir))[-1] == 20
+    assert storage.exists(str(run_dir / "checkpoints" / "damaged_00000016"))

@@ -1,0 +1,288 @@
+"""The stream: every clip once an epoch, in an order that nothing but seed and epoch decides."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distgan.config import DataConfig
+from distgan.data import stream as stream_module
+from distgan.data.clip_formats import encode
+from distgan.data.manifest import ClipSpec, Manifest, ShardEntry, write_manifest
+from distgan.data.shards import Facts, ShardWriter
+from distgan.data.stream import ClipStream, EpochOrder
+from distgan.errors import UserError
+
+SIZE, STORED = 8, 7
+
+
+def make_data(folder: Path, shard_sizes: list[int]) -> str:
+    """Clips whose red is their number, and whose green is the number of the frame."""
+    number, entries = 0, []
+    for size in shard_sizes:
+        writer = ShardWriter(str(folder), "npy", 1e12)
+        writer.entries = list(entries)
+        for _ in range(size):
+            clip = np.zeros((STORED, SIZE, SIZE, 3), np.uint8)
+            clip[..., 0], clip[..., 1] = number, np.arange(STORED)[:, None, None]
+            facts = json.dumps({"number": number}).encode()
+            writer.write(f"clip-{number:04d}", facts, encode(clip, 8, "npy"))
+            number += 1
+        writer.finish()
+        entries = list(writer.entries)
+    write_data_manifest(folder, entries)
+    return str(folder)
+
+
+def write_data_manifest(folder: Path, entries: list[ShardEntry]) -> None:
+    spec = ClipSpec(resolution=SIZE, stored_frames=STORED, frame_rate_hz=8, clip_format="npy")
+    write_manifest(
+        str(folder),
+        Manifest(clip=spec, shards=tuple(entries), prepare={}, counts={}, dropped={}),
+    )
+
+
+def open_stream(
+    folder: str,
+    *,
+    lanes: int = 4,
+    batch: int = 4,
+    seed: int = 0,
+    workers: int = 0,
+    frames: int = 2,
+    stride: int = 1,
+    random_stride: bool = False,
+) -> ClipStream:
+    config = DataConfig(
+        resolution=SIZE,
+        clip_frames=frames,
+        frame_stride=stride,
+        random_stride=random_stride,
+        lanes=lanes,
+        num_workers=workers,
+    )
+    return ClipStream(folder, config, seed=seed, batch_size=batch)
+
+
+def numbers(stream: ClipStream, batches: int, start: int = 0) -> list[int]:
+    taken = itertools.islice(stream.batches(start), batches)
+    return [int(clip[0, 0, 0, 0]) for batch in taken for clip in batch.clips]
+
+
+SETS = [
+    ([5, 5, 5, 5], 4, 4),
+    ([7, 3, 1, 9, 4], 4, 8),  # nothing divides
+    ([6], 4, 4),  # fewer shards than lanes
+    ([2, 3], 8, 8),  # fewer clips than lanes
+    ([3], 4, 12),  # a batch is several epochs
+    ([1] * 13, 3, 6),
+    ([10, 11], 1, 5),
+]
+
+
+@pytest.mark.parametrize(("sizes", "lanes", "batch"), SETS, ids=str)
+def test_each_clip_comes_exactly_once_an_epoch(
+    sizes: list[int], lanes: int, batch: int, tmp_path: Path
+) -> None:
+    stream = open_stream(make_data(tmp_path, sizes), lanes=lanes, batch=batch)
+    total = sum(sizes)
+    assert stream.samples_an_epoch == total
+    delivered = numbers(stream, -(-3 * total // batch))
+    for epoch in range(3):
+        assert sorted(delivered[epoch * total : (epoch + 1) * total]) == list(range(total))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lanes"), [([40, 41, 39], 8), ([3] * 50, 7), ([1], 8), ([200], 16)]
+)
+def test_the_order_is_a_permutation_in_every_epoch(sizes: list[int], lanes: int) -> None:
+    order, total = EpochOrder(sizes, seed=3, lanes=lanes), sum(sizes)
+    everything = {(shard, index) for shard, size in enumerate(sizes) for index in range(size)}
+    for epoch in (0, 1, 2, 7):
+        samples = [order.sample(epoch * total + within) for within in range(total)]
+        assert {number for number, _ in samples} == {epoch}
+        assert {sample for _, sample in samples} == everything
+    # Whatever was asked before, in whatever direction, the answer stays.
+    fresh = EpochOrder(sizes, seed=3, lanes=lanes)
+    for position in (5 * total, 0, total, 5 * total + total // 2):
+        assert fresh.sample(position) == order.sample(position)
+
+
+@pytest.mark.parametrize(("sizes", "lanes", "batch"), SETS[:5], ids=str)
+def test_a_start_anywhere_is_the_tail_of_the_whole(
+    sizes: list[int], lanes: int, batch: int, tmp_path: Path
+) -> None:
+    folder = make_data(tmp_path, sizes)
+    whole = [batch.clips for batch in itertools.islice(
+        open_stream(folder, lanes=lanes, batch=batch, frames=3).batches(), 12)]  # fmt: skip
+    for skipped in (1, 2, 5, 9):
+        late = open_stream(folder, lanes=lanes, batch=batch, frames=3).batches(skipped * batch)
+        for expected, got in zip(whole[skipped:], late, strict=False):
+            assert torch.equal(expected, got.clips)
+
+
+def test_the_order_depends_on_seed_and_epoch(tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [12, 12])
+    first = numbers(open_stream(folder), 12)
+    assert first == numbers(open_stream(folder), 12)
+    assert first != numbers(open_stream(folder, seed=1), 12)
+    assert first[:24] != first[24:]
+    assert first[:24] != list(range(24))
+
+
+@pytest.mark.parametrize("sizes", [[20], [1] * 20], ids=["within a shard", "of shards"])
+def test_both_shuffles_change_with_seed_and_epoch(sizes: list[int]) -> None:
+    def epoch_order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        order = EpochOrder(sizes, seed=seed, lanes=4)
+        return [order.sample(epoch * 20 + within)[1] for within in range(20)]
+
+    orders = [epoch_order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert all(a != b for a, b in itertools.combinations([sorted(orders[0]), *orders], 2))
+
+
+def test_the_batch_size_does_not_change_the_order(tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [7, 3, 1, 9, 4])
+    assert numbers(open_stream(folder, batch=4), 12) == numbers(open_stream(folder, batch=8), 6)
+
+
+def test_clips_of_a_lane_come_from_few_shards_at_a_time(tmp_path: Path) -> None:
+    """Each lane takes one contiguous piece of the shuffled row of shards."""
+    order = EpochOrder([10] * 8, seed=0, lanes=4)
+    for lane in range(4):
+        shards = [order.sample(position)[1][0] for position in range(lane, 80, 4)]
+        runs = [shard for shard, _ in itertools.groupby(shards)]
+        assert len(runs) == len(set(runs)) <= 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [7, 3, 1, 9, 4])
+    options = {"lanes": 3, "batch": 6, "frames": 3}
+    alone = open_stream(folder, **options).batches(6)  # type: ignore[arg-type]
+    shared = open_stream(folder, workers=workers, **options).batches(6)  # type: ignore[arg-type]
+    for expected, got in itertools.islice(zip(alone, shared, strict=False), 9):
+        assert torch.equal(expected.clips, got.clips)
+        assert expected.places == got.places == tuple(range(6))
+        assert got.clips.shape == (6, 3, 3, SIZE, SIZE) and got.clips.dtype == torch.uint8
+
+
+def test_damage_met_by_a_worker_is_one_clear_message(tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [4])
+    shard = tmp_path / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[-1500] ^= 1
+    shard.write_bytes(bytes(data))
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="sha256") as raised:
+            next(open_stream(folder, workers=workers).batches())
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+    assert "Traceback" not in messages[1]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_frames_follow_each_other_at_the_stride(stride: int, tmp_path: Path) -> None:
+    stream = open_stream(make_data(tmp_path, [12, 12]), frames=3, stride=stride)
+    starts = set()
+    for batch in itertools.islice(stream.batches(), 30):
+        frames = batch.clips[:, 1, :, 0, 0].long()
+        assert (frames.diff(dim=1) == stride).all()
+        assert (batch.clips[:, 0] == batch.clips[:, 0, :1, :1, :1]).all()  # one clip, all places
+        starts |= set(frames[:, 0].tolist())
+    assert starts == set(range(STORED - 2 * stride))  # every start that fits
+
+
+def test_a_random_stride_is_drawn_for_each_clip(tmp_path: Path) -> None:
+    stream = open_stream(make_data(tmp_path, [12]), frames=3, stride=3, random_stride=True)
+    strides: Counter[int] = Counter()
+    for batch in itertools.islice(stream.batches(), 60):
+        steps = batch.clips[:, 1, :, 0, 0].long().diff(dim=1)
+        assert (steps == steps[:, :1]).all()
+        strides.update(steps[:, 0].tolist())
+    assert set(strides) == {1, 2, 3} and min(strides.values()) > 50
+
+
+def test_starts_change_from_epoch_to_epoch(tmp_path: Path) -> None:
+    stream = open_stream(make_data(tmp_path, [12]))
+    starts: dict[int, set[int]] = {}
+    for batch in itertools.islice(stream.batches(), 24):
+        for clip in batch.clips:
+            starts.setdefault(int(clip[0, 0, 0, 0]), set()).add(int(clip[1, 0, 0, 0]))
+    assert len(starts) == 12 and min(len(seen) for seen in starts.values()) > 1
+
+
+def test_batches_are_the_places_in_order(tmp_path: Path) -> None:
+    stream = open_stream(make_data(tmp_path, [5, 6]), lanes=2, batch=6)
+    for batch in itertools.islice(stream.batches(), 4):
+        assert batch.places == tuple(range(6))
+        assert batch.clips.permute(0, 2, 3, 4, 1).is_contiguous()
+
+
+def test_a_late_start_reads_only_shards_near_its_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_data(tmp_path, [4] * 30)
+    reads: list[str] = []
+    read_shard = stream_module.read_shard
+
+    def counting(
+        folder: str, entry: ShardEntry, clip_format: stream_module.Any
+    ) -> list[tuple[Facts, bytes]]:
+        reads.append(entry.name)
+        return read_shard(folder, entry, clip_format)
+
+    monkeypatch.setattr(stream_module, "read_shard", counting)
+    late = open_stream(folder, lanes=2, batch=2).batches(2 * 50)
+    assert reads == []  # nothing before it is needed
+    next(late)
+    assert len(reads) <= 2
+    for _ in range(5):
+        next(late)
+    assert len(reads) <= 6
+    # Over a whole epoch hardly any shard is read twice: two lanes may meet within one.
+    reads.clear()
+    numbers(open_stream(folder, lanes=2, batch=2), 60)
+    assert set(reads) == {f"shard-{k:06d}.tar" for k in range(30)} and len(reads) <= 32
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data", [4])
+    with pytest.raises(UserError, match=r"data\.resolution=16") as raised:
+        ClipStream(folder, DataConfig(resolution=16), seed=0, batch_size=8)
+    assert "data.resolution=8" in str(raised.value)
+    with pytest.raises(UserError, match=r"needs 8.*prepare\.stored_frames=8"):
+        open_stream(folder, frames=8)
+    with pytest.raises(UserError, match=r"needs 9"):
+        open_stream(folder, frames=5, stride=2)
+    open_stream(folder, frames=4, stride=2)
+    with pytest.raises(UserError, match=r"launch\.py prepare"):
+        open_stream(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    write_data_manifest(tmp_path / "empty", [])
+    with pytest.raises(UserError, match="no clips"):
+        open_stream(str(tmp_path / "empty"))
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-20])
+    with pytest.raises(UserError, match="damaged"):
+        open_stream(folder)
+
+
+def test_another_manifest_has_another_digest(tmp_path: Path) -> None:
+    first = open_stream(make_data(tmp_path / "a", [4])).digest
+    assert first == open_stream(make_data(tmp_path / "b", [4])).digest
+    assert first != open_stream(make_data(tmp_path / "c", [5])).digest
+
+
+@pytest.mark.parametrize("count", [3, 8, 20])
+def test_reference_clips_are_always_the_same_and_spread(count: int, tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [3, 2, 3])
+    clips = open_stream(folder, frames=3).reference_clips(count)
+    assert clips.shape == (count, 3, 3, SIZE, SIZE)
+    assert torch.equal(clips, open_stream(folder, frames=3).reference_clips(count))
+    shown = Counter(clips[:, 0, 0, 0, 0].tolist())
+    assert len(shown) == min(count, 8) and max(shown.values()) <= -(-count // 8)
