@@ -4,6 +4,7 @@ Read a batch, take the G+D step, move the average, log, sample, save, ask whethe
 networks live and how they are updated is the engines' business.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,13 +100,15 @@ class Trainer:
     def _loop(self, observer: Observer, signals: StopSignals) -> Outcome:
         saved = self.step if self.step else -1
         reason = self.rules.reason(self.step, self._epoch(), self.seconds)
-        batches = self.stream.batches(self.clips_seen)
-        with tqdm(
-            total=self.config.train.max_steps,
-            initial=self.step,
-            unit="step",
-            disable=not self.show_progress,
-        ) as bar:
+        with (
+            contextlib.closing(self.stream.batches(self.clips_seen)) as batches,
+            tqdm(
+                total=self.config.train.max_steps,
+                initial=self.step,
+                unit="step",
+                disable=not self.show_progress,
+            ) as bar,
+        ):
             while reason is None and signals.received is None:
                 self.train_on(self.next_batch(batches))
                 logged = self.log(observer, bar)

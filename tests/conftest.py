@@ -1,5 +1,8 @@
 """Fixtures that several test files share."""
 
+import gc
+import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,3 +14,11 @@ from tests.tiny import make_tiny_data
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a prepared data set of 40 clips that fits `tests.tiny.TINY`."""
     return make_tiny_data(Path(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_the_tests() -> Iterator[None]:
+    """A process that somebody left behind could hold up the end of the whole run."""
+    yield
+    gc.collect()
+    assert not multiprocessing.active_children()

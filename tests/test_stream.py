@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -183,6 +186,41 @@ def test_damage_met_by_a_worker_is_one_clear_message(tmp_path: Path) -> None:
         messages.append(str(raised.value))
     assert messages[0] == messages[1]
     assert "Traceback" not in messages[1]
+
+
+LEAKING_PROGRAM = """
+import builtins, sys
+from distgan.config import DataConfig
+from distgan.data.stream import ClipStream
+
+if __name__ == "__main__":
+    config = DataConfig(resolution=8, clip_frames=2, lanes=4, num_workers=2)
+    builtins.batches = ClipStream(sys.argv[1], config, seed=0, batch_size=4).batches()
+    next(builtins.batches)
+    print("read a batch")
+"""
+
+
+def test_a_program_that_never_closes_a_stream_still_ends(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LEAKING_PROGRAM)
+    command = [sys.executable, str(program), make_data(tmp_path, [12, 12])]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "read a batch\n"), ended.stderr
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_stream_that_is_closed_leaves_no_process(failing: bool, tmp_path: Path) -> None:
+    folder = make_data(tmp_path, [12, 12])
+    before = set(multiprocessing.active_children())
+    batches = open_stream(folder, workers=2).batches()
+    next(batches)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    if failing:
+        with pytest.raises(KeyError):
+            batches.throw(KeyError())
+    batches.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

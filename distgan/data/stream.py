@@ -7,10 +7,14 @@ shuffled inside each shard. So a lane reads about 1/L of the shards, every clip 
 batches run on over an epoch's end, and the whole position is one number: samples delivered.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -112,14 +116,18 @@ class ClipStream:
     def samples_an_epoch(self) -> int:
         return self.order.samples
 
-    def batches(self, start: int = 0) -> Iterator[ClipBatch]:
-        """Endless batches from the `start`-th sample on, a multiple of the batch size."""
+    def batches(self, start: int = 0) -> Generator[ClipBatch, None, None]:
+        """Endless batches from the `start`-th sample on, a multiple of the batch size.
+
+        Close it to end its loader workers.
+        """
         assert start % self.batch_size == 0
         workers = self.config.num_workers
         if workers == 0:
             for places, clips in _LaneBatches(self, start).parts():
                 yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(places))
             return
+        others = set(multiprocessing.active_children())
         loader = iter(
             DataLoader(
                 _LaneBatches(self, start),
@@ -130,12 +138,21 @@ class ClipStream:
                 worker_init_fn=_leave_signals_to_the_parent,
             )
         )
-        while True:
-            parts = [_unwrap(next(loader)) for _ in range(workers)]  # one of each, in turn
-            places = [place for part in parts for place in part[0]]
-            in_order = torch.tensor(places).argsort()
-            clips = torch.cat([part[1] for part in parts])[in_order]
-            yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(sorted(places)))
+        # A loader that something still holds at the program's end asks its workers to leave with
+        # a SIGTERM, which they ignore, and would then wait for them without end.
+        end_workers = partial(_kill, set(multiprocessing.active_children()) - others)
+        atexit.register(end_workers)
+        try:
+            while True:
+                parts = [_unwrap(next(loader)) for _ in range(workers)]  # one of each, in turn
+                places = [place for part in parts for place in part[0]]
+                in_order = torch.tensor(places).argsort()
+                clips = torch.cat([part[1] for part in parts])[in_order]
+                yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(sorted(places)))
+        finally:
+            del loader  # workers that it can still reach leave by themselves
+            end_workers()
+            atexit.unregister(end_workers)
 
     def reference_clips(self, count: int) -> Tensor:
         """The same real clips at every call, spread evenly over the data set: uint8
@@ -171,6 +188,11 @@ def _unwrap(part: LanePart | UserError) -> LanePart:
     if isinstance(part, UserError):
         raise part
     return part
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
