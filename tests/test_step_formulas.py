@@ -82,7 +82,7 @@ def plain_steps(config: Config, clips: Tensor, number: int) -> tuple[nn.Module, 
 
 
 def test_four_steps_equal_plain_pytorch() -> None:
-    config = tiny_config({"loss.penalty_interval": 2, "loss.gamma": 1.0})
+    config = tiny_config({"loss.penalty_interval": 2, "loss.penalty_step": 0.05, "loss.gamma": 1.0})
     clips = tiny_clips(config)
     step = tiny_step(config)
     start = weights_of(step.generator.module)
