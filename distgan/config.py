@@ -263,8 +263,8 @@ class StorageConfig(Section):
     """Longest silence of the server within a request."""
     max_concurrency: int = Field(8, ge=1)
     """Most requests at a time for the parts of one large object."""
-    part_megabytes: float = Field(16.0, ge=5)
-    """Larger objects travel in parts of this size."""
+    part_megabytes: float = Field(16.0, ge=5.25)
+    """Larger objects travel in parts of this size; S3 refuses less than 5 MiB."""
     upload_interval_seconds: float = Field(30.0, gt=0)
     """How often metrics and events of a run on object storage are uploaded."""
 

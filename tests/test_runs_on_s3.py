@@ -1,0 +1,284 @@
+"""The commands with everything on s3:// equal those with everything on disk, bit by bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan import storage
+from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
+from distgan.data.demo import render_demo_videos
+from tests.fault_proxy import FaultProxy, always, writes_denied
+from tests.object_servers import (
+    BUCKET,
+    CREDENTIALS,
+    KEY,
+    OPTIONS,
+    SECRET,
+    options_for,
+    rclone_server,
+    with_options,
+)
+from tests.tiny import REPOSITORY, TINY, one_thread
+
+STEPS = 12
+RUN = (
+    *TINY,
+    f"train.max_steps={STEPS}",
+    "log.sample_interval_steps=6",
+    "log.num_samples=2",
+    "conditioning.task=prediction",
+    "conditioning.context_frames=2",
+)
+TIMED = ("time/", "throughput/", "memory/")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that a server shows as a bucket."""
+    root = tmp_path_factory.mktemp("bucket")
+    with rclone_server(root) as port, with_options(options_for(port)):
+        (root / "port").write_text(str(port))
+        yield root / BUCKET
+
+
+@pytest.fixture(scope="module")
+def options(bucket: Path) -> tuple[str, ...]:
+    port = (bucket.parent / "port").read_text()
+    return (*OPTIONS, f"storage.endpoint_url=http://127.0.0.1:{port}", "storage.retry_seconds=20")
+
+
+def run(
+    *arguments: str, without: Sequence[str] = (), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """launch.py with credentials in its environment."""
+    variables = {**one_thread(), **CREDENTIALS, **environment}
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "launch.py"), *arguments],
+        env={name: value for name, value in variables.items() if name not in without},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def succeeds(*arguments: str) -> str:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def refused(*arguments: str, code: int = 2, **environment: Any) -> str:
+    """The one line that a refused command leaves on stderr; it holds no credentials."""
+    done = run(*arguments, **environment)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert SECRET not in done.stderr and KEY not in done.stderr
+    return done.stderr
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """videos, data, run and made: prepare, train and generate on disk."""
+    folder = tmp_path_factory.mktemp("local")
+    render_demo_videos(str(folder / "videos"), num_videos=6, seed=0, size=32)
+    prepare = ("prepare", "--input", f"{folder}/videos", "--output", f"{folder}/data", *RUN)
+    succeeds(*prepare)
+    succeeds("train", *RUN, f"data.shards={folder}/data", f"run.dir={folder}/run")
+    succeeds(*generate(f"{folder}"))
+    return folder
+
+
+def generate(base: str, videos: str = "") -> tuple[str, ...]:
+    return ("generate", "--run", f"{base}/run", "--output", f"{base}/made", "--num", "2",
+            "--input", videos or f"{base}/videos")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def remote(local: Path, bucket: Path, options: tuple[str, ...]) -> str:
+    """A URL with the same; training was killed in the middle and started again."""
+    base = f"s3://{BUCKET}/all"
+    for name, data in files_of(local / "videos").items():
+        storage.write_bytes(f"{base}/videos/{name}", data)
+    prepare = ("prepare", "--input", f"{base}/videos", "--output", f"{base}/data")
+    succeeds(*prepare, *RUN, "prepare.num_processes=2", *options)
+    arguments = ("train", *RUN, f"data.shards={base}/data", f"run.dir={base}/run", *options)
+    kill_after_checkpoint(bucket / "all" / "run", *arguments, "data.num_workers=2")
+    assert "resuming" in succeeds(*arguments)
+    succeeds(*generate(base), *options)
+    return base
+
+
+def kill_after_checkpoint(run_dir: Path, *arguments: str) -> None:
+    """SIGKILL between the checkpoints of steps 4 and 12."""
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "launch.py"), *arguments],
+        env={**one_thread(), **CREDENTIALS},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    try:
+        while not (run_dir / "checkpoints" / "step_00000004" / "COMMITTED").exists():
+            if process.poll() is not None:
+                pytest.fail(f"training ended: {process.communicate()[1]}")
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (run_dir / "checkpoints" / f"step_{STEPS:08d}" / "COMMITTED").exists()
+
+
+def test_prepare_gives_the_same_bytes(local: Path, bucket: Path, remote: str) -> None:
+    here, there = files_of(local / "data"), files_of(bucket / "all" / "data")
+    settings = b'"num_processes"'
+    assert settings not in here["manifest.json"]
+    assert here == there
+
+
+def test_training_gives_the_same_bits(local: Path, remote: str) -> None:
+    """Killed, with two loader workers, and resumed without, from s3:// to s3://."""
+    here, there = str(local / "run"), f"{remote}/run"
+    assert committed_steps(there) == committed_steps(here)
+    for step in committed_steps(here):
+        ours = read_checkpoint(checkpoint_folder(here, step), step)
+        theirs = read_checkpoint(checkpoint_folder(there, step), step)
+        assert ours.tensors.keys() == theirs.tensors.keys()
+        assert all(ours.tensors[name].equal(theirs.tensors[name]) for name in ours.tensors)
+    assert ours.state["rules"] == theirs.state["rules"]
+    assert ours.state["means"] == theirs.state["means"]
+
+
+def test_metrics_and_events_read_as_if_never_stopped(
+    local: Path, bucket: Path, remote: str
+) -> None:
+    def lines(folder: Path) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in found]
+
+    assert lines(bucket / "all" / "run") == lines(local / "run")
+    event_files = files_of(bucket / "all" / "run" / "tensorboard")
+    assert len(event_files) == 2 and all(len(data) > 100 for data in event_files.values())
+
+
+def test_samples_export_and_new_videos_are_the_same(local: Path, bucket: Path, remote: str) -> None:
+    for folder in ("run/samples", "made"):
+        here, there = files_of(local / folder), files_of(bucket / "all" / folder)
+        here.pop("generated.json", None), there.pop("generated.json", None)
+        assert here == there and here
+    name = "run/generator/model.safetensors"
+    assert (local / name).read_bytes() == (bucket / "all" / name).read_bytes()
+
+
+def test_nothing_holds_a_credential(bucket: Path, remote: str) -> None:
+    for name, data in files_of(bucket).items():
+        assert SECRET.encode() not in data and KEY.encode() not in data, name
+
+
+def test_finished_data_set_and_run_are_left_as_they_are(
+    bucket: Path, remote: str, options: tuple[str, ...]
+) -> None:
+    before = files_of(bucket / "all" / "data")
+    prepare = ("prepare", "--input", f"{remote}/videos", "--output", f"{remote}/data")
+    succeeds(*prepare, *RUN, *options)
+    assert files_of(bucket / "all" / "data") == before
+
+
+def test_a_damaged_checkpoint_is_set_aside(
+    bucket: Path, remote: str, options: tuple[str, ...]
+) -> None:
+    weights = (
+        bucket / "all" / "run" / "checkpoints" / f"step_{STEPS:08d}" / "rank-00000.safetensors"
+    )
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    arguments = ("train", *RUN, f"data.shards={remote}/data", f"run.dir={remote}/run")
+    said = succeeds(*arguments, *options)
+    assert "sha256" in said and "step 8" in said
+    assert weights.read_bytes() == whole, "the step again, bit by bit"
+    assert storage.exists(f"{remote}/run/checkpoints/damaged_{STEPS:08d}/COMMITTED")
+
+
+def test_a_run_through_faults_is_the_same_run(
+    local: Path, bucket: Path, remote: str, options: tuple[str, ...]
+) -> None:
+    """Every kind of fault on every tenth request, with loader workers."""
+    port = int((bucket.parent / "port").read_text())
+    kinds = ("slow_down", "unavailable", "internal", "reset", "half_body", "flip", "stall")
+    with FaultProxy(port, always(*kinds, probability=0.1, seed=3)) as proxy:
+        succeeds(
+            "train", *RUN, f"data.shards={remote}/data", f"run.dir=s3://{BUCKET}/faults", *options,
+            f"storage.endpoint_url={proxy.url}", "storage.read_timeout_seconds=1",
+            "storage.connect_timeout_seconds=1", "data.num_workers=2",
+        )  # fmt: skip
+        assert len(proxy.made) >= 5
+    for name in ("generator/model.safetensors", f"samples/step_{STEPS:08d}.gif"):
+        assert (bucket / "faults" / name).read_bytes() == (local / "run" / name).read_bytes()
+
+
+def test_doctor_says_whether_storage_is_reachable(
+    bucket: Path, remote: str, options: tuple[str, ...]
+) -> None:
+    there = ("doctor", *RUN, f"data.shards={remote}/data", f"run.dir=s3://{BUCKET}/new")
+    said = succeeds(*there, *options)
+    assert f"s3://{BUCKET}/new can be reached, written and read" in said and "all is well" in said
+    assert not (bucket / "new" / ".distgan-doctor").exists()
+    message = refused(
+        *there,
+        *options,
+        "storage.endpoint_url=http://127.0.0.1:9",
+        "storage.retry_seconds=1",
+        code=1,
+    )
+    assert f"s3://{BUCKET}/new" in message and "127.0.0.1:9" in message
+
+
+def test_bad_storage_ends_with_2_and_one_line(
+    bucket: Path, remote: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    data, run_dir = f"data.shards={remote}/data", f"run.dir=s3://{BUCKET}/bad"
+    train = ("train", *RUN, *options)
+    assert "no bucket 'nowhere'" in refused(*train, data, "run.dir=s3://nowhere/run")
+    assert "no data set in" in refused(*train, run_dir, f"data.shards=s3://{BUCKET}/none")
+    assert "SignatureDoesNotMatch" in refused(*train, run_dir, data, AWS_SECRET_ACCESS_KEY="wrong")
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    message = refused(*train, run_dir, data, without=names, HOME=str(tmp_path))
+    assert "no credentials" in message and "AWS_PROFILE" in message
+    with FaultProxy(int((bucket.parent / "port").read_text()), writes_denied) as proxy:
+        endpoint = f"storage.endpoint_url={proxy.url}"
+        message = refused(*train, run_dir, data, endpoint)
+        assert "read-only" in message and f"s3://{BUCKET}/bad" in message
+        output = f"s3://{BUCKET}/new-data"
+        prepare = ("prepare", "--input", f"{remote}/videos", "--output", output, *RUN, *options)
+        assert "read-only" in refused(*prepare, endpoint)
+    assert not (bucket / "bad").exists() and not (bucket / "new-data").exists()
+
+
+def test_credentials_in_the_configuration_are_refused(options: tuple[str, ...]) -> None:
+    for override in (
+        f"run.dir=s3://{KEY}:{SECRET}@{BUCKET}/run",
+        f"storage.endpoint_url=https://{KEY}:{SECRET}@example.org",
+    ):
+        assert "credentials" in refused("train", *RUN, "data.shards=x", override)
+    assert "unknown configuration key" in refused("train", *RUN, f"storage.secret={SECRET}")
+
+
+def test_generate_takes_keys_of_the_storage_section_only(remote: str) -> None:
+    assert "storage section" in refused(*generate(remote), "seed=3")
