@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from distgan import object_store, storage
 from distgan.config import StorageConfig
 from distgan.errors import StorageError, UserError
+from distgan.object_store import ObjectStore
 from tests.fault_proxy import FAULTS, FaultProxy, Request, always, for_seconds, writes_denied
 from tests.object_servers import (
     BUCKET,
@@ -113,19 +115,35 @@ def test_fetch_is_exact(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "video").read_bytes() == data
 
 
-@pytest.mark.parametrize("fault", PASSING)
-def test_an_outage_loses_nothing(proxy: FaultProxy, tmp_path: Path, fault: str) -> None:
-    """Writes and reads that start in the middle of the outage come through, byte for byte."""
-    folder = f"s3://{BUCKET}/outage-{fault}"
-    with proxy.failing(for_seconds(OUTAGE_S, always(fault))):
+def write_and_read_during(fault: str, server: int, scratch: Path) -> list[str]:
+    """Starts in the middle of an outage; returns the names that are there in the end."""
+    with FaultProxy(server, for_seconds(OUTAGE_S, always(fault))) as proxy:
+        store = ObjectStore("s3", options_for(proxy.port))
+        folder = f"s3://{BUCKET}/outage-{fault}"
         for number in range(3):
             data = os.urandom(200_000)
-            storage.write_bytes(f"{folder}/{number}", data)
-            assert storage.read_bytes(f"{folder}/{number}", is_right=data.__eq__) == data
-            storage.fetch(f"{folder}/{number}", tmp_path / "copy")
-            assert (tmp_path / "copy").read_bytes() == data
-    assert storage.list_names(folder) == ["0", "1", "2"]
-    assert proxy.made.count(fault) >= (1 if fault == "stall" else 2)
+            store.write(f"{folder}/{number}", data)
+            assert store.read(f"{folder}/{number}", data.__eq__) == data
+            store.fetch(f"{folder}/{number}", scratch / fault)
+            assert (scratch / fault).read_bytes() == data
+        assert proxy.made.count(fault) >= (1 if fault == "stall" else 2)
+        return store.names(folder)
+
+
+@pytest.fixture(scope="module")
+def outages(
+    server: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[list[str]]]]:
+    """Outages of every kind at the same time, each between its own client and the server."""
+    scratch = tmp_path_factory.mktemp("outages")
+    with with_options(options_for(server)), ThreadPoolExecutor(len(PASSING)) as pool:
+        yield {f: pool.submit(write_and_read_during, f, server, scratch) for f in PASSING}
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_an_outage_loses_nothing(outages: dict[str, Future[list[str]]], fault: str) -> None:
+    """Writes and reads that start in the middle of it come through, byte for byte."""
+    assert outages[fault].result() == ["0", "1", "2"]
 
 
 def test_faults_now_and_then_in_large_objects(proxy: FaultProxy) -> None:
