@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _add(commands, "demo", "render small videos, train on them, show what came out", _demo)
-    demo.add_argument("--output", default="demo", help="folder for all of it (default: demo)")
+    demo.add_argument(
+        "--output", default="demo", help="folder or URL for all of it (default: demo)"
+    )
     _add_overrides(demo)
 
     prepare = _add(commands, "prepare", "raw videos to a clean, packed data set", _prepare)
@@ -78,8 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from distgan import storage
+    from distgan.config_loading import load_config
     from distgan.demo_run import run_demo
 
+    storage.configure(load_config("demo", overrides=arguments.overrides).storage)
     return run_demo(_absolute(arguments.output), arguments.overrides)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,15 @@ from distgan import object_store, storage
 from distgan.config import StorageConfig
 from distgan.errors import StorageError, UserError
 from distgan.object_store import ObjectStore
-from tests.fault_proxy import FAULTS, FaultProxy, Request, always, for_seconds, writes_denied
+from tests.fault_proxy import (
+    FAULTS,
+    Chooser,
+    FaultProxy,
+    Request,
+    always,
+    for_seconds,
+    writes_denied,
+)
 from tests.object_servers import (
     BUCKET,
     KEY,
@@ -156,6 +165,45 @@ def test_faults_now_and_then_in_large_objects(proxy: FaultProxy) -> None:
         for _ in range(5):  # the object's MD5 vouches where the caller has no digest
             assert storage.read_bytes(f"s3://{BUCKET}/large") == data
     assert "flip" in proxy.made
+
+
+def first_reads(count: int, fault: str) -> Chooser:
+    """A fault on the first reads of objects' bytes."""
+    left = count
+
+    def choose(number: int, request: Request) -> str:
+        nonlocal left
+        left -= request.reads_object
+        return fault if request.reads_object and left >= 0 else ""
+
+    return choose
+
+
+def test_wrong_bytes_are_fetched_again(proxy: FaultProxy, tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    storage.write_bytes(f"s3://{BUCKET}/wrong", data)
+    with proxy.failing(first_reads(2, "flip")):
+        storage.fetch(f"s3://{BUCKET}/wrong", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    with proxy.failing(first_reads(2, "flip")):
+        assert storage.read_bytes(f"s3://{BUCKET}/wrong") == data
+    assert proxy.made == ["flip"] * 4
+
+
+def test_an_answer_that_ends_early_without_a_length(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers notice a body shorter than announced; one without a length is ours to notice."""
+    storage.write_bytes(f"s3://{BUCKET}/short", b"0123456789")
+    fs = storage._store(f"s3://{BUCKET}/")._connected()
+    whole, answers = fs.cat_file, [b"", b"0123", b"01234567890123"]
+
+    def shortened(*arguments: Any, **options: Any) -> bytes:
+        return answers.pop() if answers else whole(*arguments, **options)
+
+    monkeypatch.setattr(fs, "cat_file", shortened)
+    assert storage.read_range(f"s3://{BUCKET}/short", 0, 10) == b"0123456789"
+    assert not answers
 
 
 def test_an_upload_that_nobody_reads_is_given_up(proxy: FaultProxy) -> None:
