@@ -18,7 +18,7 @@ from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoi
 from distgan.config import StorageConfig
 from distgan.data.demo import render_demo_videos
 from launch import main
-from tests.fault_proxy import FaultProxy, always, writes_denied
+from tests.fault_proxy import FaultProxy, Request, always, writes_denied
 from tests.object_servers import (
     BUCKET,
     CREDENTIALS,
@@ -237,16 +237,31 @@ def test_a_damaged_checkpoint_is_set_aside(
 def test_a_run_through_faults_is_the_same_run(
     local: Path, bucket: Path, remote: str, options: tuple[str, ...]
 ) -> None:
-    """Every kind of fault on every tenth request, with loader workers."""
+    """Faults on every tenth request, then the storage is gone, then it is back."""
     port = int((bucket.parent / "port").read_text())
     kinds = ("slow_down", "unavailable", "internal", "reset", "half_body", "flip", "stall")
+    checkpoints = bucket / "faults" / "checkpoints"
     with FaultProxy(port, always(*kinds, probability=0.1, seed=3)) as proxy:
-        succeeds(
-            "train", *RUN, f"data.shards={remote}/data", f"run.dir=s3://{BUCKET}/faults", *options,
-            f"storage.endpoint_url={proxy.url}", "storage.read_timeout_seconds=1",
-            "storage.connect_timeout_seconds=1", "data.num_workers=2",
+        now_and_then, gone = proxy.faults, always("unavailable")
+
+        def gone_after_a_checkpoint(number: int, request: Request) -> str:
+            committed = (checkpoints / "step_00000004" / "COMMITTED").exists()
+            return (gone if committed else now_and_then)(number, request)
+
+        train = (
+            "train", *RUN, f"data.shards={remote}/data", f"run.dir=s3://{BUCKET}/faults", *options
         )  # fmt: skip
+        with proxy.failing(gone_after_a_checkpoint):
+            done = run(
+                *train, f"storage.endpoint_url={proxy.url}", "storage.retry_seconds=2",
+                "storage.read_timeout_seconds=0.5", "storage.connect_timeout_seconds=0.5",
+                "data.num_workers=1",
+            )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert "launch.py train: can't" in done.stderr and "HTTP 503" in done.stderr
+        assert "Traceback" not in done.stderr
         assert len(proxy.made) >= 5
+    assert "resuming" in succeeds(*train)
     for name in ("generator/model.safetensors", f"samples/step_{STEPS:08d}.gif"):
         assert (bucket / "faults" / name).read_bytes() == (local / "run" / name).read_bytes()
 
