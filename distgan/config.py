@@ -259,6 +259,7 @@ class StorageConfig(Section):
     retry_seconds: float = Field(300.0, ge=0)
     """How long errors that may pass are met with further attempts, for each object."""
     connect_timeout_seconds: float = Field(10.0, gt=0)
+    """Longest wait for a connection."""
     read_timeout_seconds: float = Field(30.0, gt=0)
     """Longest silence of the server within a request."""
     max_concurrency: int = Field(8, ge=1)
