@@ -144,16 +144,20 @@ class AdversarialStep:
         return loss, {"loss/generator": loss}
 
     def _generate(self, batch: MicroBatch, generator: Callable[..., Tensor], phase: str) -> Tensor:
-        latent_BZ = normal_per_clip(
-            (self.config.model.generator.latent_dim,),
+        latent_dim = self.config.model.generator.latent_dim
+        latent_BZ = self._normal((latent_dim,), f"latent/{phase}", batch)
+        given, known = condition(batch.clips_BCTHW, self.config.conditioning)
+        return generator(latent_BZ, given, known)
+
+    def _normal(self, shape: tuple[int, ...], purpose: str, batch: MicroBatch) -> Tensor:
+        return normal_per_clip(
+            shape,
             seed=self.config.seed,
-            purpose=f"latent/{phase}",
+            purpose=purpose,
             step=batch.step,
             places=batch.places,
             device=batch.clips_BCTHW.device,
         )
-        given, known = condition(batch.clips_BCTHW, self.config.conditioning)
-        return generator(latent_BZ, given, known)
 
     def _augment(self, video_BCTHW: Tensor, batch: MicroBatch, purpose: str) -> Tensor:
         return augment(
@@ -195,14 +199,7 @@ class AdversarialStep:
         step = self.config.loss.penalty_step
         match self.config.loss.penalty_form:
             case "random_direction":
-                direction = normal_per_clip(
-                    tuple(video.shape[1:]),
-                    seed=self.config.seed,
-                    purpose=f"penalty/{name}",
-                    step=batch.step,
-                    places=batch.places,
-                    device=video.device,
-                )
+                direction = self._normal(tuple(video.shape[1:]), f"penalty/{name}", batch)
                 return penalties.random_direction(video, direction, step)
             case "gradient_direction":
                 with self.discriminator.frozen():

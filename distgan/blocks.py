@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from distgan.seeding import derive_seed
 
-LEAK = 0.2
+CONV_GAIN = 1.39  # keeps the deviation through SiLU about the same from block to block
 # Residual branches start alive: at 0 the discriminator starts linear, rewards one bright template,
 # and the generator collapses onto it within 200 steps (seen on the demo's videos).
 BRANCH_GAIN = 0.7
@@ -48,8 +48,8 @@ class TemporalConv(nn.Conv2d):
 
 
 def activate(x: Tensor) -> Tensor:
-    """Leaky ReLU, as in StyleGAN and R3GAN."""
-    return F.leaky_relu(x, LEAK)
+    """SiLU: smooth, so that finite differences of the discriminator are its gradients."""
+    return F.silu(x)
 
 
 def normalise_channels(x_BTHWC: Tensor) -> Tensor:
@@ -120,17 +120,39 @@ class Downsample(nn.Module):
         return self.map(space_to_depth(x_BTHWC, 2, self.time))
 
 
+class Smooth(nn.Module):
+    """Binomial low-pass (1 2 1) / 4 along height and width; takes out the finest checkerboard.
+
+    Without it, what enlarging leaves between neighbouring cells stays as a mesh over the picture
+    (why: StyleGAN3, Karras et al. 2021).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel: Tensor
+        self.register_buffer("kernel", torch.empty(3, 3), persistent=False)  # by `initialise`
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        images = x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
+        channels = images.shape[1]
+        weight = self.kernel.to(images.dtype).expand(channels, 1, 3, 3)
+        padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+        smoothed = F.conv2d(padded, weight, groups=channels)
+        return smoothed.permute(0, 2, 3, 1).unflatten(0, x_BTHWC.shape[:2])
+
+
 class Upsample(nn.Module):
-    """A learned linear map of one place to each 2x2 cell (and, if asked, 2 frames)."""
+    """A learned linear map of one place to each 2x2 cell (and, if asked, 2 frames), smoothed."""
 
     def __init__(self, inputs: int, outputs: int, in_time: bool) -> None:
         super().__init__()
         self.time = 2 if in_time else 1
         self.map = nn.Linear(inputs, outputs * 4 * self.time, bias=False)
         start_with(self.map, Start(output_cells=4 * self.time))
+        self.smooth = Smooth()
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        return depth_to_space(self.map(x_BTHWC), 2, self.time)
+        return self.smooth(depth_to_space(self.map(x_BTHWC), 2, self.time))
 
 
 def levels_that_halve_time(temporal_levels: int, num_levels: int) -> list[bool]:
@@ -159,15 +181,20 @@ def start_with(layer: Layer, start: Start) -> Layer:
 
 
 def initialise(module: nn.Module, seed: int, purpose: str) -> None:
-    """Sets every parameter from (seed, purpose, its name), without global random state.
+    """Sets every parameter from (seed, purpose, its name), without global random state, and the
+    fixed kernels.
 
-    Weights are normal with variance gain^2 / fan-in (times 2 / (1 + leak^2) for convolutions, which
+    Weights are normal with variance gain^2 / fan-in (gain times CONV_GAIN for convolutions, which
     follow an activation; He et al. 2015), biases zero, scales one.
 
     Raises:
-        AssertionError: a parameter that no rule covers.
+        AssertionError: a parameter or buffer that no rule covers.
     """
     for module_name, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            assert isinstance(part, Smooth), f"no start value for {name} of {type(part).__name__}"
+            taps = torch.tensor([0.25, 0.5, 0.25])
+            buffer.copy_(torch.outer(taps, taps))
         for name, parameter in part.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}"
             generator = torch.Generator().manual_seed(derive_seed(seed, f"{purpose}/{full_name}"))
@@ -194,7 +221,7 @@ def _start_weight(
 ) -> Tensor:
     outputs, inputs = shape[0] // start.output_cells, shape[1] // start.input_cells
     one_cell = torch.randn(outputs, inputs, *shape[2:], generator=generator)
-    gain = start.gain * math.sqrt(2 / (1 + LEAK**2) if isinstance(part, nn.Conv2d) else 1.0)
+    gain = start.gain * (CONV_GAIN if isinstance(part, nn.Conv2d) else 1.0)
     one_cell *= gain / math.sqrt(one_cell[0].numel())
     repeats = (start.output_cells, start.input_cells, *(1 for _ in shape[2:]))
     return one_cell.repeat(repeats) / start.input_cells

@@ -140,9 +140,9 @@ class LossConfig(Section):
     penalty_form: Literal["random_direction", "gradient_direction", "exact"] = "random_direction"
     penalty_interval: int = Field(4, ge=1)
     """Every how many steps the penalty is applied (then weighted by the interval)."""
-    penalty_step: float = Field(0.05, gt=0)
-    """Finite-difference step on [-1, 1] pixels: per-pixel deviation (random_direction) or L2 norm
-    (gradient_direction)."""
+    penalty_step: float = Field(0.01, gt=0)
+    """Finite-difference step on [-1, 1] pixels: per-pixel deviation (random_direction; larger ones
+    blind the discriminator to detail of that size) or L2 norm (gradient_direction)."""
     gamma: float = Field(10.0, ge=0)
     """Penalty strength: the loss gains gamma / 2 times the squared gradient norm."""
     gamma_final: float = Field(0.1, ge=0)

@@ -15,6 +15,7 @@ from distgan.blocks import (
     Downsample,
     ModulatedBlock,
     ResidualBlock,
+    Smooth,
     SpatialConv,
     Start,
     Upsample,
@@ -143,6 +144,7 @@ class Generator(nn.Module):
             SpatialConv(widths[0], 3 * config.patch**2),
             Start(gain=0.7, output_cells=config.patch**2),
         )
+        self.smooth = Smooth() if config.patch > 1 else nn.Identity()
 
     def forward(
         self,
@@ -171,7 +173,7 @@ class Generator(nn.Module):
         x = self.levels[-1](x, style_BS, encoded[-1])
         for index in range(len(self.levels) - 2, -1, -1):
             x = self.levels[index](self.up[index](x), style_BS, encoded[index])
-        pixels_BTHWC = depth_to_space(self.to_video(activate(x)), self.patch)
+        pixels_BTHWC = self.smooth(depth_to_space(self.to_video(activate(x)), self.patch))
         video = pixels_BTHWC.permute(0, 4, 1, 2, 3).float()
         if given_BCTHW is None or known_B1THW is None:
             return video

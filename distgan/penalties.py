@@ -45,10 +45,8 @@ def gradient_direction(frozen: Discriminator, video_BCTHW: Tensor, step: float) 
     """|v|^2 for v = grad D(x), from D's scores at x moved by `step` (L2) along v and against it.
 
     With D frozen, v is an ordinary gradient. The difference quotient q of the two scores has the
-    value |v| and the parameter gradient v dv / |v|, up to O(step^2) where D is smooth; so 2 |v| q
-    has the gradient of |v|^2, and its value is set right. Leaky ReLUs that turn between the two
-    copies add to the gradient what `exact` never sees: the two agree closely only for steps of
-    about 1e-4, in float64.
+    value |v| and the parameter gradient v dv / |v|, up to O(step^2) as D is smooth; so 2 |v| q has
+    the gradient of |v|^2, and its value is set right.
     """
     video = video_BCTHW.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(frozen(video).sum(), video)

@@ -16,7 +16,7 @@ DEMO: dict[str, Any] = {
     "model.attention.heads": 2,
     "model.attention.resolutions": [4],
     "loss.penalty_interval": 2,
-    "loss.gamma_final": 0.2,
+    "loss.gamma_final": 1.0,
     "optim.generator.lr": 6e-4,
     "optim.generator.beta2": 0.95,
     "optim.generator.lr_final": 0.1,

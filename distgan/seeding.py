@@ -5,7 +5,8 @@ global batch. Splitting a batch over ranks or micro-batches therefore changes no
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -34,41 +35,33 @@ def numpy_generator(seed: int, purpose: str, step: int = 0, index: int = 0) -> n
     return np.random.default_rng(derive_seed(seed, purpose, step, index))
 
 
-def normal_per_clip(
-    shape: tuple[int, ...],
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    places: Iterable[int],
-    device: torch.device,
-) -> Tensor:
+class Address(TypedDict):
+    """What the draws for some clips of a global batch follow from."""
+
+    seed: int
+    purpose: str
+    step: int
+    places: Iterable[int]
+    """The clips' places in the global batch."""
+    device: torch.device
+
+
+def normal_per_clip(shape: tuple[int, ...], **address: Unpack[Address]) -> Tensor:
     """Standard normal draws, one generator a clip: (len(places), *shape), float32."""
-    return torch.stack(
-        [
-            torch.randn(
-                shape, generator=torch_generator(seed, purpose, step, p, device), device=device
-            )
-            for p in places
-        ]
-    )
+    return _per_clip(torch.randn, shape, address)
 
 
-def uniform_per_clip(
-    count: int,
-    *,
-    seed: int,
-    purpose: str,
-    step: int,
-    places: Iterable[int],
-    device: torch.device,
-) -> Tensor:
+def uniform_per_clip(count: int, **address: Unpack[Address]) -> Tensor:
     """Uniform draws in [0, 1), one generator a clip: (len(places), count), float32."""
+    return _per_clip(torch.rand, (count,), address)
+
+
+def _per_clip(draw: Callable[..., Tensor], shape: tuple[int, ...], address: Address) -> Tensor:
+    seed, purpose, step = address["seed"], address["purpose"], address["step"]
+    device = address["device"]
     return torch.stack(
         [
-            torch.rand(
-                count, generator=torch_generator(seed, purpose, step, p, device), device=device
-            )
-            for p in places
+            draw(shape, generator=torch_generator(seed, purpose, step, p, device), device=device)
+            for p in address["places"]
         ]
     )

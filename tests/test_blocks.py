@@ -11,6 +11,7 @@ from distgan.blocks import (
     Downsample,
     ModulatedBlock,
     ResidualBlock,
+    Smooth,
     SpatialConv,
     TemporalConv,
     Upsample,
@@ -169,7 +170,7 @@ def test_start_weights_have_their_variances() -> None:
     for module in (block, linear, norm):
         randomise(module)
         initialise(module, 0, "test")
-    assert abs(block.weight.var().item() / (2 / (1 + 0.2**2) / (64 * 9)) - 1) < 0.05
+    assert abs(block.weight.var().item() / (1.39**2 / (64 * 9)) - 1) < 0.05
     assert abs(linear.weight.var().item() / (1 / 200) - 1) < 0.05
     assert not block.bias.any() and not linear.bias.any()  # type: ignore[union-attr]
     assert norm.weight.eq(1).all()
@@ -213,10 +214,27 @@ def test_layers_on_cells_start_as_mean_and_as_enlargement() -> None:
     varied = constant + (noise := draws(2, 4, 4, 4, 3)) - noise.mean(dim=(1, 2, 3), keepdim=True)
     means = [down(x).mean(dim=(1, 2, 3)) for x in (constant, varied)]
     assert torch.allclose(means[0], means[1], atol=1e-5)
+    up.smooth = nn.Identity()  # type: ignore[assignment]
     enlarged = up(draws(2, 1, 2, 2, 5))
     assert torch.equal(
         enlarged, enlarged[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
     )
+
+
+def test_smooth_removes_the_finest_checkerboard_and_keeps_planes() -> None:
+    smooth = Smooth()
+    initialise(smooth, 0, "test")
+    signs = torch.tensor([1.0, -1.0]).repeat(4)
+    rows, columns = signs.view(1, 1, 8, 1, 1), signs.view(1, 1, 1, 8, 1)
+    for mesh in (rows, columns, rows * columns):
+        smoothed = smooth(mesh.expand(2, 3, 8, 8, 5))
+        assert smoothed.shape == (2, 3, 8, 8, 5)
+        assert not smoothed[:, :, 1:-1, 1:-1].any()
+    ramp = torch.arange(8.0)
+    plane = (2 * ramp.view(1, 1, 8, 1, 1) - ramp.view(1, 1, 1, 8, 1)).expand(1, 1, 8, 8, 3)
+    assert torch.allclose(smooth(plane)[:, :, 1:-1, 1:-1], plane[:, :, 1:-1, 1:-1])
+    constant = torch.full((1, 2, 4, 4, 3), 0.7)
+    assert torch.allclose(smooth(constant), constant)  # to the very edge
 
 
 def test_down_and_up_keep_to_their_cells() -> None:

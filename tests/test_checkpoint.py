@@ -5,7 +5,7 @@ import itertools
 import json
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from distgan.checkpoint import (
     write_fragments,
 )
 from distgan.errors import UserError
+from tests.damage import flip_bit
 
 STATE: dict[str, Any] = {"step": 3, "seconds": 1.5, "stream": {"samples": 12}, "best": None}
 
@@ -152,12 +153,6 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def flip(file: Path, place: int, bit: int = 0) -> None:
-    data = bytearray(file.read_bytes())
-    data[place] ^= 1 << bit
-    file.write_bytes(bytes(data))
-
-
 def test_every_flipped_byte_is_found_before_a_tensor_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +169,7 @@ def test_every_flipped_byte_is_found_before_a_tensor_is_used(
         whole_bytes = file.read_bytes()
         places = [0, len(whole_bytes) - 1, *(rng.randrange(len(whole_bytes)) for _ in range(40))]
         for place in places:
-            flip(file, place, rng.randrange(8))
+            flip_bit(file, place, rng.randrange(8))
             with pytest.raises(DamagedCheckpointError):
                 read_checkpoint(str(folder), 3)
             file.write_bytes(whole_bytes)
@@ -206,8 +201,8 @@ def test_cut_and_missing_files_are_found(harm: str, tmp_path: Path) -> None:
 def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
-    flip(tmp_path / "checkpoints" / "step_00000003" / "rank-00000.safetensors", 300)
-    flip(tmp_path / "checkpoints" / "step_00000002" / "state.json", 5)
+    flip_bit(tmp_path / "checkpoints" / "step_00000003" / "rank-00000.safetensors", 300)
+    flip_bit(tmp_path / "checkpoints" / "step_00000002" / "state.json", 5)
     loaded, problems = load_newest(str(tmp_path))
     assert loaded is not None and loaded.step == 1
     assert_same(loaded.tensors, tensors(1))
@@ -222,7 +217,7 @@ def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None
 
 def test_a_run_with_nothing_but_damage_is_refused(tmp_path: Path) -> None:
     for step in (1, 2):
-        flip(save(tmp_path, step) / "manifest.json", 10)
+        flip_bit(save(tmp_path, step) / "manifest.json", 10)
     with pytest.raises(UserError, match="every checkpoint") as raised:
         load_newest(str(tmp_path))
     assert "step_00000001" in str(raised.value) and "step_00000002" in str(raised.value)
@@ -247,26 +242,38 @@ def test_a_checkpoint_may_be_written_again(tmp_path: Path) -> None:
 WRITES = 4  # weights, state, manifest, mark
 
 
+def fail_at_write(
+    number: int, fail: Callable[[str, bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Runs `fail` in place of one write, counted from 1; the list collects the paths of all."""
+    paths: list[str] = []
+    write_bytes = storage.write_bytes
+
+    def write(path: str, data: bytes) -> None:
+        paths.append(path)
+        if len(paths) == number:
+            fail(path, data)
+        else:
+            write_bytes(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write)
+    return paths
+
+
 @pytest.mark.parametrize("failing", range(1, WRITES + 2))
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 def test_a_full_disk_leaves_the_one_before(
     failing: int, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1)
-    calls = 0
-    write_bytes = storage.write_bytes
 
-    def filling(path: str, data: bytes) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            raise OSError(number, "No space left on device")
-        write_bytes(path, data)
+    def full(path: str, data: bytes) -> None:
+        raise OSError(number, "No space left on device")
 
-    monkeypatch.setattr(storage, "write_bytes", filling)
+    paths = fail_at_write(failing, full, monkeypatch)
     if failing > WRITES:
         save(tmp_path, 2)
-        assert calls == WRITES and committed_steps(str(tmp_path)) == [1, 2]
+        assert len(paths) == WRITES and committed_steps(str(tmp_path)) == [1, 2]
         return
     with pytest.raises(UserError, match="No space left") as raised:
         save(tmp_path, 2)
@@ -282,22 +289,16 @@ def test_a_killed_writer_leaves_the_one_before(
 ) -> None:
     """Nothing runs after a kill: what lies there then is still no checkpoint."""
     save(tmp_path, 1)
-    calls = 0
-    write_bytes = storage.write_bytes
 
     class Killed(BaseException):
         pass
 
-    def dying(path: str, data: bytes) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == failing:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).with_name(".partial").write_bytes(data[: len(data) // 2])
-            raise Killed
-        write_bytes(path, data)
+    def die(path: str, data: bytes) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).with_name(".partial").write_bytes(data[: len(data) // 2])
+        raise Killed
 
-    monkeypatch.setattr(storage, "write_bytes", dying)
+    fail_at_write(failing, die, monkeypatch)
     with pytest.raises(Killed):
         save(tmp_path, 2)
     monkeypatch.undo()

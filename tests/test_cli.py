@@ -22,16 +22,21 @@ def refused(*arguments: str) -> str:
     return lines[0]
 
 
+def train(run_dir: Path, data: str) -> str:
+    """Trains to the end; returns what was printed."""
+    done = launch(
+        "train", *TINY, f"data.shards={data}", f"run.dir={run_dir}",
+        "log.proxy_interval_steps=6", "log.proxy_clips=16", "log.sample_interval_steps=6",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def run_dir(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short finished run."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    done = launch(
-        "train", *TINY, f"data.shards={tiny_data}", f"run.dir={folder}",
-        "log.proxy_interval_steps=6", "log.proxy_clips=16", "log.sample_interval_steps=6",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "stopped at step 12: train.max_steps=12" in done.stdout
+    assert "stopped at step 12: train.max_steps=12" in train(folder, tiny_data)
     return folder
 
 
@@ -54,11 +59,7 @@ def test_run_folder_holds_what_is_promised(run_dir: Path) -> None:
 
 def test_finished_run_is_left_as_it_is(run_dir: Path, tiny_data: str) -> None:
     before = (run_dir / "metrics.jsonl").read_bytes()
-    done = launch(
-        "train", *TINY, f"data.shards={tiny_data}", f"run.dir={run_dir}",
-        "log.proxy_interval_steps=6", "log.proxy_clips=16", "log.sample_interval_steps=6",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train(run_dir, tiny_data)
     assert (run_dir / "metrics.jsonl").read_bytes() == before
 
 

@@ -11,7 +11,7 @@ from distgan.data.conditioning import condition
 from distgan.discriminator import Discriminator
 from distgan.generator import Generator
 from distgan.networks import build_discriminator, build_generator, count_parameters
-from tests.tiny_networks import CPU, randomise, tiny_clips, tiny_config, tiny_step
+from tests.tiny_networks import CPU, PLACES, randomise, tiny_clips, tiny_config, tiny_step
 
 CONFIGS: list[dict[str, Any]] = [
     {},
@@ -80,7 +80,7 @@ def test_no_parameter_is_dead(task: str, kind: str) -> None:
     step = tiny_step(config)
     clips = tiny_clips(config)
     for number in (1, 2, 3):
-        step.run(clips, range(4), number)
+        step.run(clips, PLACES, number)
     seen: dict[str, float] = {}
     for engine in (step.discriminator, step.generator):
 
@@ -92,7 +92,7 @@ def test_no_parameter_is_dead(task: str, kind: str) -> None:
             return torch.tensor(0.0)
 
         engine.step = note  # type: ignore[method-assign]
-    step.run(clips, range(4), 4)
+    step.run(clips, PLACES, 4)
     assert len(seen) > 40
     largest = max(seen.values())
     assert not {name: norm for name, norm in seen.items() if not norm > 1e-7 * largest}

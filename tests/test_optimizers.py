@@ -11,6 +11,7 @@ from torch import nn
 from distgan.config import NetworkOptimConfig
 from distgan.ema import ema_decay, update_ema
 from distgan.optimizers import decay, learning_rate, make_optimizer
+from tests.tiny_networks import weights_of
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,7 @@ def test_the_ramp_bounds_the_half_life_by_the_clips_seen() -> None:
 
 def test_the_average_moves_towards_the_network() -> None:
     average, network = nn.Linear(3, 2), nn.Linear(3, 2)
-    before = [p.detach().clone() for p in average.parameters()]
-    target = [p.detach().clone() for p in network.parameters()]
+    before, target = weights_of(average), weights_of(network)
     update_ema(average, network, 0.75)
     for now, old, new, own in zip(
         average.parameters(), before, target, network.parameters(), strict=True

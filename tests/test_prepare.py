@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from distgan.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from distgan.data.prepare import prepare, summary
 from distgan.data.shards import read_shard
 from distgan.errors import UserError
+from tests.processes import running
 from tests.video_makers import numbered, psnr, read_number, sample_videos, textured, write_video
 
 BASE = with_values(
@@ -263,26 +263,17 @@ def test_ctrl_c_ends_soon_and_leaves_nothing(tmp_path: Path, processes: int) -> 
         (tmp_path / f"in/{number}.h264").write_bytes(scene * 800)
     (tmp_path / "program.py").write_text(PROGRAM)
     out = tmp_path / "out"
-    with subprocess.Popen(
-        [
-            sys.executable,
-            str(tmp_path / "program.py"),
-            str(tmp_path / "in"),
-            str(out),
-            str(processes),
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as child:
-        deadline = time.monotonic() + 60
-        while not list(out.glob(".prepare/*")):  # at work on a video
-            assert child.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+    command = [str(tmp_path / "program.py"), str(tmp_path / "in"), str(out), str(processes)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])}
+
+    def at_work_on_a_video() -> bool:
+        return any(out.glob(".prepare/*"))
+
+    with running([sys.executable, *command], environment, at_work_on_a_video) as child:
         os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         _, errors = child.communicate(timeout=12)
-    assert child.returncode == 130, errors.decode()
-    assert b"Traceback" not in errors
+    assert child.returncode == 130, errors
+    assert "Traceback" not in errors
     assert not out.exists()
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ import pytest
 
 from distgan import storage
 from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
+from tests.damage import flip_bit
+from tests.processes import running
 from tests.tiny import REPOSITORY, TINY, launch, one_thread
 
 STEPS = 24  # 8 clips a step, 40 clips an epoch: epochs end within steps 5, 10, 15, 20
@@ -54,27 +56,24 @@ def logged(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in lines]
 
 
+def training(
+    run_dir: Path, data: str, *more: str, until: str = '{"step": '
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Training in the background, from when metrics.jsonl holds `until`: by default, any step."""
+    metrics = run_dir / "metrics.jsonl"
+
+    def is_logged() -> bool:
+        return metrics.exists() and until in metrics.read_text()
+
+    command = [str(REPOSITORY / "launch.py"), *train_arguments(run_dir, data, *more)]
+    return running([sys.executable, *command], one_thread(), is_logged)
+
+
 def start_and_kill_after(run_dir: Path, data: str, step: int, *more: str) -> None:
     """Starts training, waits until `step` is logged, and sends SIGKILL."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(REPOSITORY / "launch.py"),
-            *train_arguments(run_dir, data, "log.interval_steps=1", *more),
-        ],
-        env=one_thread(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + 60
-    try:
-        while not (metrics.exists() and f'{{"step": {step},' in metrics.read_text()):
-            assert process.poll() is None, "training ended before it could be killed"
-            assert time.monotonic() < deadline, "training did not get there"
-            time.sleep(0.002)
-    finally:
+    until = f'{{"step": {step},'
+    with training(run_dir, data, "log.interval_steps=1", *more, until=until) as process:
         process.send_signal(signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -116,22 +115,9 @@ def test_signal_ends_with_a_checkpoint(
     uninterrupted: Path, tiny_data: str, tmp_path: Path, number: int, code: int
 ) -> None:
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(REPOSITORY / "launch.py"),
-            *train_arguments(run_dir, tiny_data, "checkpoint.interval_steps=1000"),
-        ],
-        env=one_thread(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = run_dir / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    with training(run_dir, tiny_data, "checkpoint.interval_steps=1000") as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
     (stopped_at,) = committed_steps(str(run_dir))
@@ -148,24 +134,10 @@ def test_signal_to_the_whole_process_group_ends_cleanly(
 ) -> None:
     """What Ctrl-C in a terminal does: the loader's workers get the signal too."""
     run_dir = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(REPOSITORY / "launch.py"),
-            *train_arguments(run_dir, tiny_data, "data.num_workers=1", "train.max_steps=100000"),
-        ],
-        env=one_thread(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    metrics, deadline = run_dir / "metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text()):
-        assert time.monotonic() < deadline, "training did not start"
-        time.sleep(0.01)
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    endless = ("data.num_workers=1", "train.max_steps=100000")
+    with training(run_dir, tiny_data, *endless) as process:
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     assert "Traceback" not in errors
     assert committed_steps(str(run_dir))
@@ -178,9 +150,7 @@ def test_damaged_checkpoint_falls_back_and_says_so(
     arguments = train_arguments(run_dir, tiny_data)
     assert launch(*arguments, "train.max_steps=16").returncode == 0
     weights = Path(checkpoint_folder(str(run_dir), 16)) / "rank-00000.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(bytes(data))
+    flip_bit(weights, weights.stat().st_size // 2)
     # The schedule's length was fixed by the first start, so the end is that of a 16-step run.
     done = launch(*arguments, "train.max_steps=20")
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ from distgan.errors import UserError
 from distgan.export import TrainedGenerator, export_generator, load_generator
 from distgan.networks import build_generator
 from distgan.sampling import BATCH_SIZE, Sampler, to_uint8
+from tests.damage import flip_bit
 from tests.tiny_networks import CPU, randomise, tiny_clips, tiny_config
 
 
@@ -123,9 +124,8 @@ def test_every_damage_to_the_weights_is_found(tmp_path: Path) -> None:
     weights = Path(export_generator(str(tmp_path), trained())) / "model.safetensors"
     kept = weights.read_bytes()
     for place in (0, 20, len(kept) // 2, len(kept) - 1):
-        data = bytearray(kept)
-        data[place] ^= 4
-        weights.write_bytes(bytes(data))
+        weights.write_bytes(kept)
+        flip_bit(weights, place, bit=2)
         with pytest.raises(UserError, match="damaged"):
             load_generator(str(tmp_path), CPU)
     weights.write_bytes(kept[:-4])

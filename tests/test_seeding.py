@@ -14,7 +14,7 @@ from distgan.seeding import (
     torch_generator,
     uniform_per_clip,
 )
-from tests.tiny_networks import CPU, tiny_clips, tiny_config, tiny_step
+from tests.tiny_networks import CPU, PLACES, tiny_clips, tiny_config, tiny_step
 
 
 def test_derived_seeds_are_pinned() -> None:
@@ -88,7 +88,7 @@ def test_global_random_state_is_neither_used_nor_changed() -> None:
         random.seed(state)
         before = global_states()
         step = tiny_step(config)
-        step.run(clips, range(4), 1)
+        step.run(clips, PLACES, 1)
         generator = build_generator(tiny_config(), CPU)
         sampled = Sampler(generator, "fp32", truncation=0.5).clips([1, 2])
         build_discriminator(config, CPU)

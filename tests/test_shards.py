@@ -10,6 +10,7 @@ import webdataset
 
 from distgan.data.manifest import ShardEntry
 from distgan.data.shards import DamagedShardError, ShardWriter, read_shard
+from tests.damage import flip_bit
 
 SAMPLES = [(f"v{i:05d}-c0000", b'{"source": "a.mp4"}', bytes([i]) * 3000) for i in range(12)]
 
@@ -54,9 +55,7 @@ def test_files_are_closed(tmp_path: Path) -> None:
 def test_one_flipped_bit_anywhere_is_found(tmp_path: Path, place: float) -> None:
     entry = write(tmp_path)[0]
     path = tmp_path / entry.name
-    data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 1
-    path.write_bytes(data)
+    flip_bit(path, int(place * path.stat().st_size))
     with pytest.raises(DamagedShardError, match=rf"{entry.name}.*sha256"):
         read_shard(str(tmp_path), entry, "npy")
 

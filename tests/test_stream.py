@@ -19,6 +19,7 @@ from distgan.data.manifest import ClipSpec, Manifest, ShardEntry, write_manifest
 from distgan.data.shards import Facts, ShardWriter
 from distgan.data.stream import ClipStream, EpochOrder
 from distgan.errors import UserError
+from tests.damage import flip_bit
 
 SIZE, STORED = 8, 7
 
@@ -175,10 +176,7 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
 
 def test_damage_met_by_a_worker_is_one_clear_message(tmp_path: Path) -> None:
     folder = make_data(tmp_path, [4])
-    shard = tmp_path / "shard-000000.tar"
-    data = bytearray(shard.read_bytes())
-    data[-1500] ^= 1
-    shard.write_bytes(bytes(data))
+    flip_bit(tmp_path / "shard-000000.tar", -1500)
     messages = []
     for workers in (0, 1):
         with pytest.raises(UserError, match="sha256") as raised:

@@ -1,12 +1,13 @@
 """Tiny networks and batches, shared by the tests of the core."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distgan.adversarial_step import AdversarialStep
+from distgan.adversarial_step import AdversarialStep, MicroBatch, to_float
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.engine import PlainEngine
@@ -33,6 +34,8 @@ TINY: dict[str, Any] = {
     "train.precision": "fp32",
     "train.device": "cpu",
 }
+PLACES = range(TINY["train.batch_size"])
+"""The places of a whole batch of clips."""
 
 
 def tiny_config(values: dict[str, Any] | None = None) -> Config:
@@ -65,6 +68,21 @@ def tiny_clips(config: Config, seed: int = 0, count: int = 0) -> Tensor:
     )
 
 
+def tiny_batch(config: Config, step: int = 1) -> MicroBatch:
+    """The whole batch of `tiny_clips` as one micro-batch."""
+    return MicroBatch(clips_BCTHW=to_float(tiny_clips(config)), places=PLACES, step=step)
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """Copies, which later updates leave alone."""
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    """Equal in every bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 def in_float64(step: AdversarialStep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns both networks and everything that they compute to float64 for one test."""
     keep_width(monkeypatch)
@@ -87,7 +105,7 @@ def keep_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "float", float64)
 
 
-def randomise(module: torch.nn.Module, seed: int = 0, deviation: float = 0.1) -> None:
+def randomise(module: nn.Module, seed: int = 0, deviation: float = 0.1) -> None:
     """Moves every parameter off its start value, so that no branch is switched off."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,8 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,17 +113,12 @@ class MetricsWriter:
             if self._spool is not None:
                 self._spool.close(upload=upload)
 
-    def __enter__(self) -> "MetricsWriter":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         # Storage that has just failed for long would only fail for as long again.
-        self.close(upload=not isinstance(error, StorageError))
+        self.close(upload=kind is None or not issubclass(kind, StorageError))
 
     def _add_picture(self, tag: str, step: int, size: tuple[int, ...], data: bytes) -> None:
         # An image summary holds any encoded picture; browsers play a GIF there.
