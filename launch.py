@@ -30,27 +30,36 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = _add(commands, "demo", "render small videos, train on them, show what came out", _demo)
-    demo.add_argument("--output", default="demo", help="folder for all of it (default: demo)")
+    demo.add_argument(
+        "--output", default="demo", help="folder or URL for all of it (default: demo)"
+    )
     _add_overrides(demo)
 
     prepare = _add(commands, "prepare", "raw videos to a clean, packed data set", _prepare)
-    prepare.add_argument("--input", required=True, help="folder with videos, nested or not")
-    prepare.add_argument("--output", required=True, help="folder for the data set (new or empty)")
+    prepare.add_argument("--input", required=True, help="folder or URL with videos, nested or not")
+    prepare.add_argument(
+        "--output", required=True, help="folder or URL for the data set (new or empty)"
+    )
     _add_config(prepare)
 
     train = _add(commands, "train", "train a GAN; run it again to resume", _train)
     _add_config(train)
 
     generate = _add(commands, "generate", "make new videos with a trained generator", _generate)
-    generate.add_argument("--run", required=True, help="run folder, or an exported generator")
-    generate.add_argument("--output", required=True, help="folder for the new videos")
+    generate.add_argument(
+        "--run", required=True, help="run folder or URL, or an exported generator"
+    )
+    generate.add_argument("--output", required=True, help="folder or URL for the new videos")
     generate.add_argument("--num", type=int, default=8, help="how many videos (default: 8)")
     generate.add_argument("--seed", type=int, default=0, help="seed of the first video; the next "
                           "ones count up from it (default: 0)")  # fmt: skip
     generate.add_argument("--truncation", type=float, default=1.0, help="0 to 1: less than 1 gives "
                           "safer, more alike videos (default: 1)")  # fmt: skip
-    generate.add_argument("--input", help="folder with videos whose first frames are given, for a "
-                          "generator trained with conditioning.task=prediction")  # fmt: skip
+    generate.add_argument("--input", help="folder or URL with videos whose first frames are "
+                          "given, for a generator trained with "
+                          "conditioning.task=prediction")  # fmt: skip
+    generate.add_argument("overrides", nargs="*", metavar="storage.KEY=VALUE", help="how to "
+                          "talk to object storage, such as storage.endpoint_url=URL")  # fmt: skip
 
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
@@ -71,8 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from distgan import storage
+    from distgan.config_loading import load_config
     from distgan.demo_run import run_demo
 
+    storage.configure(load_config("demo", overrides=arguments.overrides).storage)
     return run_demo(_absolute(arguments.output), arguments.overrides)
 
 
@@ -97,8 +109,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
+    from distgan.config_loading import load_config
     from distgan.generate import generate
 
+    for override in arguments.overrides:
+        if not override.startswith("storage."):
+            raise UserError(
+                f"override {override!r}: generate takes keys of the storage section only"
+            )
     made = generate(
         _absolute(arguments.run),
         _absolute(arguments.output),
@@ -106,6 +124,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         truncation=arguments.truncation,
         input_folder=_absolute(arguments.input) if arguments.input else None,
+        storage_options=load_config(overrides=arguments.overrides).storage,
     )
     print(made.summary())
     return 0
@@ -168,7 +187,12 @@ def _config(arguments: argparse.Namespace) -> "Config":
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    """Local paths become absolute; URLs stay as they are."""
+    from distgan import storage
+
+    if not storage.is_local(path):
+        return path.rstrip("/")
+    return str(storage.local_path(path).expanduser().absolute())
 
 
 if __name__ == "__main__":

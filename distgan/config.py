@@ -244,7 +244,30 @@ class LogConfig(Section):
 
 
 class StorageConfig(Section):
-    """Object storage options arrive with s3:// support; paths are local for now."""
+    """How to talk to object storage. Credentials are never keys here: they come from the
+    environment (AWS_ACCESS_KEY_ID ...), a profile, or a mounted file."""
+
+    endpoint_url: str = ""
+    """Address of an S3-compatible server, such as https://minio.example.org:9000; empty means AWS,
+    or what AWS_ENDPOINT_URL says."""
+    region: str = ""
+    """Region of the bucket; empty means what AWS_DEFAULT_REGION or the profile says."""
+    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    """Whether CRCs go with requests that need none; some S3-compatible servers refuse them."""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Whether the bucket is named in the URL's path or in its host name."""
+    retry_seconds: float = Field(300.0, ge=0)
+    """How long errors that may pass are met with further attempts, for each object."""
+    connect_timeout_seconds: float = Field(10.0, gt=0)
+    """Longest wait for a connection."""
+    read_timeout_seconds: float = Field(30.0, gt=0)
+    """Longest silence of the server within a request."""
+    max_concurrency: int = Field(8, ge=1)
+    """Most requests at a time for the parts of one large object."""
+    part_megabytes: float = Field(16.0, ge=5.25)
+    """Larger objects travel in parts of this size; S3 refuses less than 5 MiB."""
+    upload_interval_seconds: float = Field(30.0, gt=0)
+    """How often metrics and events of a run on object storage are uploaded."""
 
 
 class ClusterConfig(Section):

@@ -1,5 +1,6 @@
 """The rules that span several configuration keys; each message names the key to change."""
 
+from distgan import storage
 from distgan.config import Config
 from distgan.errors import UserError
 
@@ -19,6 +20,7 @@ def check_config(config: Config) -> None:
     _check_shapes(config)
     _check_attention(config)
     _check_batch(config)
+    _check_storage(config)
     _check_rest(config)
 
 
@@ -114,6 +116,28 @@ def _check_batch(config: Config) -> None:
             f"data.num_workers={data.num_workers} is more than data.lanes={data.lanes}: each "
             "worker reads whole lanes; lower it"
         )
+
+
+def _check_storage(config: Config) -> None:
+    """Saved with every run, so these keys must hold no password; the messages repeat none."""
+    endpoint = config.storage.endpoint_url
+    if "@" in endpoint:
+        raise UserError(
+            "storage.endpoint_url holds credentials; take them out: they come from the environment,"
+            " a profile or a mounted file only"
+        )
+    if endpoint and not endpoint.startswith(("http://", "https://")):
+        raise UserError(f"storage.endpoint_url={endpoint} must start with http:// or https://")
+    for key, url in (
+        ("run.dir", config.run.dir),
+        ("run.init_from", config.run.init_from),
+        ("data.shards", config.data.shards),
+    ):
+        if storage.holds_credentials(url):
+            raise UserError(
+                f"{key} is a URL with credentials in it; take them out: they come from the "
+                "environment, a profile or a mounted file only"
+            )
 
 
 def _check_rest(config: Config) -> None:

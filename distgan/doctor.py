@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import time
 
 import torch
 
@@ -17,6 +18,8 @@ from distgan.precision import measure_precisions, pick_device
 
 PACKAGES = ("torch", "numpy", "av", "webdataset", "fsspec", "s3fs", "safetensors", "tensorboard")
 
+MOST_RETRY_SECONDS = 10.0
+
 
 def report(config: Config) -> str:
     """A table of findings.
@@ -24,7 +27,11 @@ def report(config: Config) -> str:
     Raises:
         UserError: the run folder can't be written, the data set does not fit, or a device is asked
             for that is not here.
+        StorageError: object storage does not answer, or only with errors.
     """
+    # A doctor's patient should hear soon that the storage does not answer.
+    retry_seconds = min(config.storage.retry_seconds, MOST_RETRY_SECONDS)
+    storage.configure(config.storage.model_copy(update={"retry_seconds": retry_seconds}))
     lines = [f"python       {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name:<12} {importlib.metadata.version(name)}" for name in PACKAGES]
     device = pick_device(config.train.device)
@@ -51,7 +58,9 @@ def _describe(device: torch.device) -> str:
 
 
 def _check_writable(run_dir: str) -> str:
-    """Writes and reads a file beside the run folder, so that an empty one stays empty."""
+    """Writes and reads a file, locally beside the run folder, so that an empty one stays empty."""
+    if not storage.is_local(run_dir):
+        return _check_reachable(run_dir)
     parent = os.path.dirname(run_dir)  # noqa: PTH120 (a path or a URL)
     existed = storage.exists(parent)
     probe = storage.join(parent, ".distgan-doctor")
@@ -69,10 +78,28 @@ def _check_writable(run_dir: str) -> str:
     return f"{run_dir} can be written, {free_gib:.1f} GiB free{note}"
 
 
+def _check_reachable(url: str) -> str:
+    """Writes, reads and removes an object below a URL, which leaves no trace there."""
+    probe, start = storage.join(url, ".distgan-doctor"), time.monotonic()
+    storage.write_bytes(probe, b"ok")
+    if storage.read_bytes(probe) != b"ok":
+        raise UserError(f"run.dir={url}: the storage gives back other bytes than were written")
+    storage.remove(probe)
+    took_ms = (time.monotonic() - start) * 1e3
+    return f"{url} can be reached, written and read ({took_ms:.0f} ms)"
+
+
 def _check_data(config: Config) -> str:
     folder = config.data.shards
     if not folder:
         return "data.shards is not set"
     manifest, _ = read_manifest(folder)
     check_fits(manifest, config.data, folder)
+    for shard in manifest.shards[:1]:
+        found = storage.size(storage.join(folder, shard.name))
+        if found != shard.bytes:
+            raise UserError(
+                f"the shard {folder}/{shard.name} has {found} bytes instead of {shard.bytes}; copy "
+                "it again from where it was prepared"
+            )
     return f"{folder}: {manifest.samples} clips in {len(manifest.shards)} shards"

@@ -13,6 +13,10 @@ class UserError(DistganError):
     exit_code = 2
 
 
+class StorageError(DistganError):
+    """Object storage failed for longer than `storage.retry_seconds`."""
+
+
 class DivergedError(DistganError):
     """Training left the region it can come back from; a rerun must not retry it blindly."""
 

@@ -85,8 +85,12 @@ def _load_export(folder: str, device: torch.device) -> TrainedGenerator:
     path = storage.join(folder, DESCRIPTION)
     try:
         description: dict[str, Any] = json.loads(storage.read_bytes(path))
-        data = storage.read_bytes(storage.join(folder, WEIGHTS))
-        if hashlib.sha256(data).hexdigest() != description["weights_sha256"]:
+        digest = description["weights_sha256"]
+        data = storage.read_bytes(
+            storage.join(folder, WEIGHTS),
+            is_right=lambda data: hashlib.sha256(data).hexdigest() == digest,
+        )
+        if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{folder}/{WEIGHTS} is damaged: its sha256 is not that of {path}")
         weights = load_safetensors(data)
         config = build_config(description["config"])

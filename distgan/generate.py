@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from distgan import storage
+from distgan.config import StorageConfig
 from distgan.data.conditioning import condition
 from distgan.data.inputs import context_clips
 from distgan.errors import UserError
@@ -47,17 +48,22 @@ def generate(
     seed: int,
     truncation: float = 1.0,
     input_folder: str | None = None,
+    storage_options: StorageConfig | None = None,
 ) -> Generated:
     """Writes video_SEED.mp4 for seeds seed ... seed + num - 1, samples.gif and contact_sheet.png.
 
     Args:
         source: a run folder or an exported generator.
         output: folder; files of these names are replaced.
+        storage_options: for object storage, where `storage.configure` was not called yet.
         input_folder: videos whose first frames are given (prediction only); they are used in turn.
 
     Raises:
         UserError: no generator, bad numbers, or an input that is missing, superfluous or unusable.
+        StorageError: object storage failed for longer than `storage.retry_seconds`.
     """
+    if storage_options is not None:
+        storage.configure(storage_options)
     if num < 1:
         raise UserError(f"--num {num}: ask for at least one video")
     if seed < 0:

@@ -2,6 +2,7 @@
 
 import torch
 
+from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.data.stream import ClipStream
@@ -16,9 +17,11 @@ def train_locally(config: Config, *, show_progress: bool = True) -> Outcome:
     """Trains, or goes on with, the run in `config.run.dir`.
 
     Raises:
+        StorageError: object storage failed for longer than `storage.retry_seconds`.
         UserError: bad input; see `start_or_resume`, `ClipStream` and `Trainer.run`.
         DivergedError: training diverged, now or at an earlier start.
     """
+    storage.configure(config.storage)
     config = start_or_resume(config)
     device = pick_device(config.train.device)
     stream = ClipStream(

@@ -1,11 +1,69 @@
-"""Reading and writing files by path, so that a reader never sees half of a file.
+"""Reading and writing files by path or URL, so that a reader never sees half of a file.
 
-The only module that knows how bytes become durable; object storage fits behind the same functions.
+The only door to files for the rest of the program: a local path (or file:// URL) is meant for this
+machine, any other URL for object storage, `s3://bucket/key` above all. `configure` says how to talk
+to it, once a process. Common errors, beside those of local files (OSError):
+
+    FileNotFoundError   nothing there, in a bucket that is
+    UserError           wrong bucket, bad or no credentials, denied, read-only, unknown scheme
+    StorageError        the storage failed for longer than `storage.retry_seconds`
 """
 
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
+
+from distgan.config import StorageConfig
+from distgan.errors import UserError
+from distgan.object_store import ObjectStore
+
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+
+_options = StorageConfig()
+_stores: dict[tuple[int, str], ObjectStore] = {}
+"""By process and scheme: connections do not survive a fork."""
+
+
+def configure(options: StorageConfig) -> None:
+    """Sets how this process talks to object storage; worker processes are told on their own."""
+    global _options
+    if options != _options:
+        _options = options
+        _stores.clear()
+
+
+def options() -> StorageConfig:
+    """What `configure` was given last: hand it to worker processes."""
+    return _options
+
+
+def is_local(path: str) -> bool:
+    """Whether a path or URL means a file of this machine.
+
+    Raises:
+        UserError: a chained URL, such as simplecache::s3://bucket.
+    """
+    if "::" in path.partition("://")[0] and "://" in path:
+        raise UserError(f"{path!r}: chained URLs are not supported; give the plain one")
+    match = _URL.match(path)
+    return match is None or match[1].lower() == "file"
+
+
+def local_path(path: str) -> Path:
+    """The path of a local file, also from a file:// URL."""
+    assert is_local(path), "for local files only"
+    if _URL.match(path):
+        return Path(unquote(path.partition("://")[2].removeprefix("localhost")))
+    return Path(path)
+
+
+def holds_credentials(url: str) -> bool:
+    """Whether a URL names a user or password before its host or bucket."""
+    _, separator, rest = url.partition("://")
+    return bool(separator) and "@" in rest.partition("/")[0]
 
 
 def join(base: str, *parts: str) -> str:
@@ -14,24 +72,76 @@ def join(base: str, *parts: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder."""
-    return Path(path).exists()
+    """Whether there is a file or folder; on object storage a folder is there if it holds any."""
+    if is_local(path):
+        return local_path(path).exists()
+    try:
+        _store(path).facts(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    if is_local(path):
+        return local_path(path).stat().st_size
+    facts = _store(path).facts(path)
+    if facts.is_folder:
+        raise IsADirectoryError(path)
+    return facts.size
 
 
 def list_names(path: str) -> list[str]:
     """Sorted names in a folder; empty if there is no such folder."""
-    folder = Path(path)
+    if not is_local(path):
+        return _store(path).names(path)
+    folder = local_path(path)
     return sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
 
 
-def read_bytes(path: str) -> bytes:
-    """The whole file."""
-    return Path(path).read_bytes()
+def list_tree(url: str) -> dict[str, int]:
+    """All objects below a URL of object storage: path relative to it -> bytes, sorted."""
+    return _store(url).tree(url)
+
+
+def read_bytes(path: str, *, is_right: Callable[[bytes], bool] | None = None) -> bytes:
+    """The whole file.
+
+    Args:
+        is_right: checks a digest, say. Bytes from object storage that are not right are read again
+            until they come right or come twice the same: then they are damaged at rest and are
+            returned as they are, so callers still judge them. Without it the object's MD5 judges.
+    """
+    if is_local(path):
+        return local_path(path).read_bytes()
+    return _store(path).read(path, is_right)
+
+
+def read_range(path: str, start: int, length: int) -> bytes:
+    """`length` bytes from `start`, fewer only where the file ends; nothing vouches for them."""
+    if not is_local(path):
+        return _store(path).read_range(path, start, length)
+    with local_path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def fetch(url: str, path: Path) -> None:
+    """Copies an object into a local file, in bounded memory."""
+    _store(url).fetch(url, path)
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Writes the whole file or, on any failure, nothing: beside, flushed to disk, then renamed."""
-    target = Path(path)
+    """Writes the whole file or, on any failure, nothing.
+
+    Locally: beside, flushed to disk, then renamed. On object storage: in one request, or in parts
+    that become an object when the last one has arrived.
+    """
+    if not is_local(path):
+        _store(path).write(path, data)
+        return
+    target = local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.partial")
     try:
@@ -47,20 +157,50 @@ def write_bytes(path: str, data: bytes) -> None:
 
 
 def remove(path: str) -> None:
-    """Removes one file."""
-    Path(path).unlink()
+    """Removes one file; only local ones must be there."""
+    if is_local(path):
+        local_path(path).unlink()
+    else:
+        _store(path).remove(path)
 
 
 def remove_tree(path: str) -> None:
     """Removes a folder with all that is in it; no error if there is none."""
-    if Path(path).exists():
-        shutil.rmtree(path)
+    if not is_local(path):
+        _store(path).remove_tree(path)
+    elif local_path(path).exists():
+        shutil.rmtree(local_path(path))
 
 
 def rename(path: str, new_path: str) -> None:
-    """Renames a folder; one that is in the way is removed first."""
+    """Renames a folder; one that is in the way is removed first.
+
+    Object stores know no folders: each object is copied within the store, then the old ones go.
+    Stopped half-way, it leaves the old ones and can be done again.
+    """
     remove_tree(new_path)
-    Path(path).rename(new_path)
+    if is_local(path):
+        local_path(path).rename(local_path(new_path))
+        return
+    store = _store(path)
+    for name in store.tree(path):
+        store.copy(join(path, name), join(new_path, name))
+    store.remove_tree(path)
+
+
+def _store(url: str) -> ObjectStore:
+    scheme, _, rest = url.partition("://")
+    if holds_credentials(url):
+        raise UserError(
+            f"a {scheme}:// URL has credentials in it; take them out: they come from the "
+            "environment, a profile or a mounted file only"
+        )
+    if not rest.strip("/"):
+        raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
+    key = (os.getpid(), scheme.lower())
+    if key not in _stores:
+        _stores[key] = ObjectStore(scheme.lower(), _options)
+    return _stores[key]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.config import Config
+from distgan.data.fetching import find_inputs, input_root, local_copy
 from distgan.data.prepare_video import ClipSettings, clips_of_video
-from distgan.data.videos import DroppedVideoError, VideoReader, find_videos
+from distgan.data.videos import DroppedVideoError, VideoReader
 from distgan.errors import UserError
 
 
 def context_clips(folder: str, config: Config, frame_rate_hz: float) -> NDArray[np.uint8]:
-    """The first frames of every usable video in a folder: uint8 (N, T, H, W, 3).
+    """The first frames of every video below a folder or URL: uint8 (N, T, H, W, 3).
 
     The first `conditioning.context_frames` frames are the video's, at the frame rate, stride and
     size of training; the others are black.
@@ -27,19 +28,20 @@ def context_clips(folder: str, config: Config, frame_rate_hz: float) -> NDArray[
         resolution=data.resolution,
         stored_frames=(context - 1) * data.frame_stride + 1,
     )
-    found = find_videos(folder)
+    found = find_inputs(folder)
     if not found.paths:
         raise UserError(f"no videos in --input {folder}")
     size = data.resolution
     clips = np.zeros((len(found.paths), data.clip_frames, size, size, 3), np.uint8)
     for clip, path in zip(clips, found.paths, strict=True):
-        clip[:context] = _first_frames(Path(folder, path), settings)[:: data.frame_stride]
+        with local_copy(input_root(folder), path) as file:
+            clip[:context] = _first_frames(file, path, settings)[:: data.frame_stride]
     return clips
 
 
-def _first_frames(path: Path, settings: ClipSettings) -> NDArray[np.uint8]:
+def _first_frames(file: Path, path: str, settings: ClipSettings) -> NDArray[np.uint8]:
     try:
-        with VideoReader(str(path), settings.prepare.limits) as reader:
+        with VideoReader(str(file), settings.prepare.limits) as reader:
             for _, clip in clips_of_video(reader, settings, Counter()):
                 return clip
     except DroppedVideoError as error:

@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
+import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,6 +25,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_checks import stored_frames
 from distgan.data.denoise import check_denoise
+from distgan.data.fetching import find_inputs, input_root, sha256_of_input
 from distgan.data.manifest import MANIFEST_NAME, ClipSpec, Manifest, read_manifest, write_manifest
 from distgan.data.prepare_video import (
     ClipSettings,
@@ -30,12 +33,11 @@ from distgan.data.prepare_video import (
     VideoOutcome,
     prepare_video,
     read_spool,
-    sha256_of_file,
     start_worker,
 )
 from distgan.data.shards import ShardWriter
-from distgan.data.videos import EXTENSIONS, FoundVideos, find_videos
-from distgan.errors import DistganError, UserError
+from distgan.data.videos import EXTENSIONS, FoundVideos
+from distgan.errors import DistganError, StorageError, UserError
 
 REPORT_NAME = "videos.jsonl"
 """One line a video: its path, digest, why it was dropped, and counts."""
@@ -61,21 +63,23 @@ _REMEDIES = {
 def prepare(
     input_folder: str, output: str, config: Config, *, show_progress: bool = True
 ) -> Manifest:
-    """Makes a data set in the folder `output` of all videos below `input_folder`.
+    """Makes a data set in the folder `output` of all videos below `input_folder`, both anywhere.
 
     A complete data set made with the same settings of the same videos is left as it is. On any
     failure, and on Ctrl-C, what was written is removed again.
 
     Raises:
         UserError: no videos, no clip came out of them, or `output` holds something else.
+        StorageError: object storage failed for longer than `storage.retry_seconds`.
     """
+    storage.configure(config.storage)
     check_denoise(config.prepare.denoise)
     settings = ClipSettings(
         prepare=config.prepare,
         resolution=config.data.resolution,
         stored_frames=stored_frames(config),
     )
-    found = find_videos(input_folder)
+    found = find_inputs(input_folder)
     if not found.paths:
         raise UserError(
             f"no videos in {input_folder!r}: {found.others_skipped} files with other endings than "
@@ -86,7 +90,7 @@ def prepare(
     if existing is not None:
         return existing
     with _new_data_set(output) as spool_folder:
-        root = str(Path(input_folder).resolve())
+        root = input_root(input_folder)
         jobs = [
             VideoJob(
                 number=number, root=root, path=path, spool=str(Path(spool_folder, f"{number}.tar"))
@@ -100,7 +104,7 @@ def prepare(
             raise UserError(_nothing_left(input_folder, outcomes))
         manifest = _describe(found, outcomes, writer, settings)
         _write_report(output, outcomes)
-        storage.remove_tree(spool_folder)
+        _remove_spool(output, spool_folder)
         write_manifest(output, manifest)
     return manifest
 
@@ -145,13 +149,14 @@ def _existing_data_set(
     input_folder: str, output: str, found: FoundVideos, settings: ClipSettings
 ) -> Manifest | None:
     """The data set in `output` if it is the wanted one; None if there is nothing yet."""
-    if Path(output).exists() and not Path(output).is_dir():
+    path = storage.local_path(output) if storage.is_local(output) else None
+    if path is not None and path.exists() and not path.is_dir():
         raise UserError(f"--output {output!r} is a file; name an empty or new folder")
     names = storage.list_names(output)
     if not names:
         return None
     if MANIFEST_NAME not in names:
-        is_ours = _SPOOL_NAME in names
+        is_ours = _SPOOL_NAME in names or names[0].startswith("shard-")
         what = "an unfinished data set" if is_ours else f"something else ({names[0]}, ...)"
         raise UserError(
             f"--output {output!r} holds {what}; name an empty or new folder, or empty it first"
@@ -165,8 +170,8 @@ def _existing_data_set(
             f"--output {output!r} holds a data set made with other settings ({key}="
             f"{there.get(key)} there, {wanted[key]} here); name another folder, or delete that one"
         )
-    root = Path(input_folder).resolve()
-    inputs = _digest_of_inputs((path, sha256_of_file(root / path)) for path in found.paths)
+    root = input_root(input_folder)
+    inputs = _digest_of_inputs((path, sha256_of_input(root, path)) for path in found.paths)
     if manifest.prepare.get("inputs_sha256") != inputs:
         raise UserError(
             f"--output {output!r} holds a data set made of other videos than those in "
@@ -177,25 +182,47 @@ def _existing_data_set(
 
 @contextlib.contextmanager
 def _new_data_set(output: str) -> Iterator[str]:
-    """An empty folder to write into, with a spool folder; on failure all of it is removed."""
-    existed = Path(output).exists()
-    spool = storage.join(output, _SPOOL_NAME)
+    """A local spool folder for a new data set; on failure all that was written is removed."""
+    existed = storage.exists(output)
     try:
-        Path(spool).mkdir(parents=True)
+        spool = _make_spool(output)
     except OSError as error:
         raise UserError(
             f"can't write to --output {output!r}: {error.strerror}; name another folder"
         ) from error
     try:
         yield spool
+    except StorageError:
+        shutil.rmtree(spool, ignore_errors=True)
+        raise  # what is there stays, without a manifest: removing it would fail for as long again
     except BaseException:
-        storage.remove_tree(spool)
+        _remove_spool(output, spool)
         for name in storage.list_names(output):
             if name == REPORT_NAME or name.startswith("shard-"):
-                Path(output, name).unlink()
-        if not existed:
-            Path(output).rmdir()
+                storage.remove(storage.join(output, name))
+        if storage.is_local(output) and not existed:
+            storage.local_path(output).rmdir()
         raise
+
+
+def _make_spool(output: str) -> str:
+    """In a local output, beside the shards, where there is room; else among temporary files.
+
+    On object storage a mark says that the data set is unfinished, and whether one may write there.
+    """
+    if not storage.is_local(output):
+        storage.write_bytes(storage.join(output, _SPOOL_NAME), b"unfinished")
+        return tempfile.mkdtemp(prefix="distgan-prepare-")
+    spool = storage.local_path(output) / _SPOOL_NAME
+    spool.mkdir(parents=True)
+    return str(spool)
+
+
+def _remove_spool(output: str, spool: str) -> None:
+    if Path(spool).exists():
+        shutil.rmtree(spool)
+    if not storage.is_local(output):
+        storage.remove(storage.join(output, _SPOOL_NAME))
 
 
 def _write_shards(
@@ -231,7 +258,10 @@ def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOu
     called_off = context.Event()
     pending: deque[tuple[VideoJob, Future[VideoOutcome]]] = deque()
     with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=start_worker, initargs=(called_off,)
+        processes,
+        mp_context=context,
+        initializer=start_worker,
+        initargs=(called_off, storage.options()),
     ) as pool:
         try:
             for job in jobs:

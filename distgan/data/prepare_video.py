@@ -4,7 +4,7 @@ Clips wait on disk, not in memory, until their turn in the shards has come. Work
 torch nor webdataset, so they start fast.
 """
 
-import hashlib
+import contextlib
 import io
 import json
 import tarfile
@@ -18,10 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distgan.config import PrepareConfig
+from distgan import storage
+from distgan.config import PrepareConfig, StorageConfig
 from distgan.data.cleaning import cut_clips, is_frozen, split_segments
 from distgan.data.clip_formats import encode
 from distgan.data.denoise import denoise, is_temporal
+from distgan.data.fetching import local_copy, sha256_of_file
 from distgan.data.formatting import Formatter, select_by_time
 from distgan.data.videos import DroppedVideoError, TimedFrame, VideoReader
 
@@ -42,10 +44,11 @@ class VideoJob:
     number: int
     """Place in the sorted list of videos; part of the clips' keys."""
     root: str
+    """Local folder or URL."""
     path: str
     """Relative to `root`."""
     spool: str
-    """File that takes the clips: a tar of samples, as in a shard."""
+    """Local file that takes the clips: a tar of samples, as in a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,27 +74,36 @@ class _Flag(Protocol):
 _called_off: _Flag | None = None
 
 
-def start_worker(called_off: _Flag) -> None:
+def start_worker(called_off: _Flag, options: StorageConfig) -> None:
     """Initialises a worker process, which stops soon after the parent sets `called_off`."""
+    storage.configure(options)
     global _called_off  # a worker's initializer has no other way to hand something to its calls
     _called_off = called_off
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hex digest of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def prepare_video(job: VideoJob, settings: ClipSettings) -> VideoOutcome:
-    """Writes the clips of one video to `job.spool`; no file stays there if there are none."""
-    source = Path(job.root, job.path)
-    try:
-        size, digest = source.stat().st_size, sha256_of_file(source)
-    except OSError as error:
-        return VideoOutcome(
-            job=job, bytes=0, sha256="", cause="videos_unreadable", detail=str(error.strerror)
-        )
+    """Writes the clips of one video to `job.spool`; no file stays there if there are none.
+
+    Raises:
+        DistganError: the video lies on object storage and can't be fetched.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            copy = local_copy(job.root, job.path, str(Path(job.spool).parent))
+            source = stack.enter_context(copy)
+            size, digest = source.stat().st_size, sha256_of_file(source)
+        except OSError as error:
+            if not storage.is_local(job.root) and not isinstance(error, FileNotFoundError):
+                raise  # the spool's disk is full: no fault of the video's
+            return VideoOutcome(
+                job=job, bytes=0, sha256="", cause="videos_unreadable", detail=str(error.strerror)
+            )
+        return _prepare_file(job, source, settings, size, digest)
+
+
+def _prepare_file(
+    job: VideoJob, source: Path, settings: ClipSettings, size: int, digest: str
+) -> VideoOutcome:
     counts: Counter[str] = Counter()
     cause = detail = ""
     try:

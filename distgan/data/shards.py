@@ -82,7 +82,9 @@ def read_shard(
     """
     path = storage.join(folder, entry.name)
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_bytes(
+            path, is_right=lambda data: hashlib.sha256(data).hexdigest() == entry.sha256
+        )
     except FileNotFoundError as error:
         raise _damaged(path, "is missing") from error
     if len(data) != entry.bytes:

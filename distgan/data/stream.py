@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from distgan.config import DataConfig
+from distgan import storage
+from distgan.config import DataConfig, StorageConfig
 from distgan.data.clip_formats import decode
 from distgan.data.manifest import Manifest, read_manifest
 from distgan.data.shards import read_shard
-from distgan.errors import UserError
+from distgan.errors import DistganError, UserError
 from distgan.seeding import numpy_generator
 
 Sample = tuple[int, int]  # (shard, index in the shard)
@@ -135,7 +136,7 @@ class ClipStream:
                 num_workers=workers,
                 multiprocessing_context="spawn",
                 prefetch_factor=4,
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=partial(_start_worker, storage.options()),
             )
         )
         # A loader that something still holds at the program's end asks its workers to leave with
@@ -184,8 +185,8 @@ class ClipStream:
 LanePart = tuple[list[int], Tensor]  # (places, clips (b, T, H, W, 3))
 
 
-def _unwrap(part: LanePart | UserError) -> LanePart:
-    if isinstance(part, UserError):
+def _unwrap(part: LanePart | DistganError) -> LanePart:
+    if isinstance(part, DistganError):
         raise part
     return part
 
@@ -195,13 +196,14 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.kill()
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent then still needs its next batch."""
+def _start_worker(options: StorageConfig, worker: int) -> None:
+    storage.configure(options)
+    # Ctrl-C reaches the whole process group; the parent then still needs its next batch.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-class _LaneBatches(IterableDataset[LanePart | UserError]):
+class _LaneBatches(IterableDataset[LanePart | DistganError]):
     """The part of each batch that this worker's lanes hold.
 
     A worker hands over a user's error as a value: raised there, the loader would bury its message
@@ -211,10 +213,10 @@ class _LaneBatches(IterableDataset[LanePart | UserError]):
     def __init__(self, stream: ClipStream, start: int) -> None:
         self.stream, self.start = stream, start
 
-    def __iter__(self) -> Iterator[LanePart | UserError]:
+    def __iter__(self) -> Iterator[LanePart | DistganError]:
         try:
             yield from self.parts()
-        except UserError as error:
+        except DistganError as error:
             yield error
 
     def parts(self) -> Iterator[LanePart]:

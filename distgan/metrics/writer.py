@@ -19,12 +19,14 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from distgan import storage
-from distgan.errors import UserError
+from distgan.errors import StorageError, UserError
+from distgan.metrics.spool import UploadedFolder
 from distgan.pictures import encode_gif, enlarge, grid
 
 METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "tensorboard"
 _FLUSH_INTERVAL_S = 10
+_ROLL_BYTES = 8_000_000  # an event file on object storage ends there: growing means uploading again
 _LEAST_VIDEO_SIZE = 256  # pixels; TensorBoard shows small pictures too small
 
 
@@ -32,7 +34,8 @@ class MetricsWriter:
     """Appends to a run folder's `metrics.jsonl` and to the event files in `tensorboard/`.
 
     The keys of `metrics.jsonl` equal TensorBoard's tags. On resume both forget what came after the
-    checkpoint, so that a run reads as if it had never stopped.
+    checkpoint, so that a run reads as if it had never stopped. A run folder on object storage gets
+    both every `storage.upload_interval_seconds`, at every flush and at the end.
     """
 
     def __init__(self, run_dir: str, start_step: int = 0) -> None:
@@ -40,20 +43,37 @@ class MetricsWriter:
 
         Raises:
             UserError: metrics.jsonl is damaged elsewhere than in its last line.
+            StorageError: what earlier starts wrote can't be fetched from object storage.
         """
-        path = storage.join(run_dir, METRICS_NAME)
-        _cut_back(path, start_step)
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        self._metrics = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 (close() closes)
-        self._events = EventFileWriter(
-            storage.join(run_dir, EVENTS_NAME), flush_secs=_FLUSH_INTERVAL_S
-        )
+        self._spool: UploadedFolder | None = None
+        folder = storage.local_path(run_dir) if storage.is_local(run_dir) else self._fetch(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_NAME
+        _cut_back(str(path), start_step)
+        self._metrics = path.open("a", encoding="utf-8")
+        self._events_folder = str(folder / EVENTS_NAME)
+        self._events = EventFileWriter(self._events_folder, flush_secs=_FLUSH_INTERVAL_S)
+        self._events_bytes = 0
         # TensorBoard drops what earlier event files hold from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(start_step + 1, session_log=start)
 
+    def _fetch(self, run_dir: str) -> Path:
+        """A local folder that is uploaded from now on, with the metrics of earlier starts."""
+        there = storage.join(run_dir, METRICS_NAME)
+        before = storage.read_bytes(there) if storage.exists(there) else b""
+        self._spool = UploadedFolder(run_dir, storage.options().upload_interval_seconds)
+        (self._spool.path / METRICS_NAME).write_bytes(before)
+        return self._spool.path
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of numbers, readable by others at once. NaN and infinities become strings."""
+        """One line of numbers, readable by others at once. NaN and infinities become strings.
+
+        Raises:
+            DistganError: an upload to object storage failed meanwhile.
+        """
+        if self._spool is not None:
+            self._spool.check()
         numbers = {tag: float(value) for tag, value in values.items()}
         line = {"step": step} | {tag: _to_json(value) for tag, value in numbers.items()}
         self._metrics.write(json.dumps(line, allow_nan=False) + "\n")
@@ -82,18 +102,23 @@ class MetricsWriter:
         """Returns when all that was written is in the files; call before a checkpoint commits."""
         self._metrics.flush()
         self._events.flush()
+        if self._spool is not None:
+            self._spool.upload()
 
-    def close(self) -> None:
-        """Flushes and closes; twice does no harm."""
+    def close(self, *, upload: bool = True) -> None:
+        """Flushes and closes; twice does no harm. `upload`: on object storage, send the rest."""
         if not self._metrics.closed:
             self._metrics.close()
             self._events.close()
+            if self._spool is not None:
+                self._spool.close(upload=upload)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # Storage that has just failed for long would only fail for as long again.
+        self.close(upload=kind is None or not issubclass(kind, StorageError))
 
     def _add_picture(self, tag: str, step: int, size: tuple[int, ...], data: bytes) -> None:
         # An image summary holds any encoded picture; browsers play a GIF there.
@@ -104,7 +129,13 @@ class MetricsWriter:
         self._add(step, summary=summary_pb2.Summary(value=[value]))
 
     def _add(self, step: int, **content: Any) -> None:
-        self._events.add_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
+        event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+        if self._spool is not None and self._events_bytes > _ROLL_BYTES:
+            self._events.close()
+            self._events = EventFileWriter(self._events_folder, flush_secs=_FLUSH_INTERVAL_S)
+            self._events_bytes = 0
+        self._events_bytes += event.ByteSize()
+        self._events.add_event(event)
 
 
 def read_metrics(path: str) -> list[dict[str, float]]:
