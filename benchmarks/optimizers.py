@@ -22,7 +22,6 @@ from distgan.metrics.writer import read_metrics
 CANDIDATES = (
     ("adam", 1e-3, 4e-4, 0.0),
     ("adam", 2e-4, 2e-4, 0.0),
-    ("adamw", 1e-3, 4e-4, 0.0),
     ("sgd", 1e-1, 4e-2, 0.0),
     ("sgd", 1e-2, 4e-3, 0.0),
     ("sgd", 1e-2, 4e-3, 0.9),
