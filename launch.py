@@ -1,6 +1,7 @@
 """The command line of distgan: `python launch.py COMMAND --help` explains each command."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,19 @@ from distgan.errors import DistganError, UserError
 
 if TYPE_CHECKING:
     from distgan.config import Config
+
+# Errors of local files that are the user's to mend; others are faults and keep their traceback.
+REMEDIES = {
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EROFS: "it is read-only; choose another folder",
+    errno.EACCES: "choose another folder, or let this user read and write there",
+    errno.EPERM: "choose another folder, or let this user read and write there",
+    errno.EEXIST: "a file is where a folder is needed; choose another folder",
+    errno.ENOTDIR: "a file is where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder is where a file is needed; move it away",
+    errno.ENAMETOOLONG: "choose a shorter one",
+}
 
 EXAMPLES = {
     "demo": "python launch.py demo --output demo",
@@ -74,6 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistganError as error:
         print(f"launch.py {parsed.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        what = f"{error.filename or 'a file'}: {error.strerror}"
+        print(f"launch.py {parsed.command}: {what}; {REMEDIES[error.errno]}", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print(f"launch.py {parsed.command}: interrupted", file=sys.stderr)
         return 130
@@ -98,13 +118,14 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from distgan.local import train_locally
+    from distgan.metrics.writer import tensorboard_command
 
     config = _config(arguments)
     if not config.data.shards:
         raise UserError("data.shards is not set: give the folder that `launch.py prepare` wrote")
     outcome = train_locally(config)
     print(f"stopped at step {outcome.step}: {outcome.reason}")
-    print(f"look at it with: tensorboard --logdir {config.run.dir}")
+    print(f"look at it with: {tensorboard_command(config.run.dir)}")
     return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -187,7 +208,13 @@ def _config(arguments: argparse.Namespace) -> "Config":
 
 
 def _absolute(path: str) -> str:
-    """Local paths become absolute; URLs stay as they are."""
+    """Local paths become absolute; URLs stay as they are.
+
+    Raises:
+        UserError: the path is empty (it would mean the current folder).
+    """
+    if not path:
+        raise UserError("a folder is empty text; give its path")
     from distgan import storage
 
     if not storage.is_local(path):

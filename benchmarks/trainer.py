@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distgan.augmentation import augment_drawn
 from distgan.config import Config
 from distgan.config_loading import load_config, with_values
 from distgan.data.demo import render_demo_videos
@@ -131,7 +132,9 @@ def _bare_steps(config: Config, device: torch.device) -> Callable[[int], None]:
     def normal() -> Tensor:  # drawn contiguous: randn_like follows strides, at half the speed
         return torch.randn((batch, *shape), device=device)
 
-    def noisy(video: Tensor) -> Tensor:
+    def seen(video: Tensor) -> Tensor:
+        if config.train.augment.probability:
+            video = augment_drawn(video, config.train.augment, torch.rand(batch, 8, device=device))
         return video + noise * normal() if noise else video
 
     def latent() -> Tensor:
@@ -140,26 +143,26 @@ def _bare_steps(config: Config, device: torch.device) -> Callable[[int], None]:
     def step() -> None:
         real = real_uint8.float() / 127.5 - 1
         with torch.no_grad():
-            fake = noisy(call(generator, latent()))
-        noisy_real = noisy(real)
+            fake = seen(call(generator, latent()))
+        real_seen = seen(real)
         if taken % loss.penalty_interval == 0:
             s = loss.penalty_step
-            moved = [v + s * normal() for v in (noisy_real, fake)]
+            moved = [v + s * normal() for v in (real_seen, fake)]
             r, f, mr, mf = call(
-                discriminator, torch.cat((noisy_real, fake, *moved)), full=True
+                discriminator, torch.cat((real_seen, fake, *moved)), full=True
             ).chunk(4)
             penalty = (((r - mr) / s).square() + ((f - mf) / s).square()).mean()
             d_loss = F.softplus(f - r).mean() + loss.gamma / 2 * loss.penalty_interval * penalty
         else:
-            r, f = call(discriminator, torch.cat((noisy_real, fake))).chunk(2)
+            r, f = call(discriminator, torch.cat((real_seen, fake))).chunk(2)
             d_loss = F.softplus(f - r).mean()
         d_loss.backward()
         adam_d.step()
         adam_d.zero_grad()
         discriminator.requires_grad_(False)
-        f = call(discriminator, noisy(call(generator, latent())))
+        f = call(discriminator, seen(call(generator, latent())))
         with torch.no_grad():
-            r = call(discriminator, noisy(real))
+            r = call(discriminator, seen(real))
         F.softplus(r - f).mean().backward()
         discriminator.requires_grad_(True)
         adam_g.step()

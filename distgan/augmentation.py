@@ -31,7 +31,7 @@ def augment(
         draws_BK = uniform_per_clip(
             8, seed=seed, purpose=f"augment/{purpose}", step=step, places=places, device=device
         )
-        video_BCTHW = _augment_drawn(video_BCTHW, config, draws_BK)
+        video_BCTHW = augment_drawn(video_BCTHW, config, draws_BK)
     if config.instance_noise > 0:
         noise = normal_per_clip(
             tuple(video_BCTHW.shape[1:]),
@@ -45,8 +45,9 @@ def augment(
     return video_BCTHW
 
 
-def _augment_drawn(video_BCTHW: Tensor, config: AugmentConfig, draws_BK: Tensor) -> Tensor:
-    """With draws in [0, 1): columns 0-3 say whether, 4-6 by how much."""
+def augment_drawn(video_BCTHW: Tensor, config: AugmentConfig, draws_BK: Tensor) -> Tensor:
+    """By draws in [0, 1), (B, 8): columns 0-3 say whether flip, brightness, contrast and saturation
+    are applied, 4-6 by how much, 7 which way the flip goes."""
     applied_BK = (draws_BK[:, :4] < config.probability).to(video_BCTHW.dtype)
     amount_BK = (2 * draws_BK[:, 4:7] - 1) * applied_BK[:, 1:]
     brightness, contrast, saturation = (

@@ -4,6 +4,11 @@ from distgan import storage
 from distgan.config import Config
 from distgan.errors import UserError
 
+PROXY_METRIC = "quality/proxy_frechet_ema"
+STOP_METRICS = (
+    PROXY_METRIC, "loss/generator", "loss/discriminator", "score/sign", "penalty/r1", "penalty/r2",
+)  # fmt: skip
+
 
 def needed_stored_frames(config: Config) -> int:
     """Frames that a stored clip must have for the clips that training takes from it."""
@@ -147,6 +152,17 @@ def _check_rest(config: Config) -> None:
             f"conditioning.context_frames={conditioning.context_frames} leaves nothing to predict "
             f"of data.clip_frames={data.clip_frames}; lower it"
         )
+    stop = config.stop
+    if stop.target is not None or stop.plateau_steps:
+        if stop.metric not in STOP_METRICS:
+            raise UserError(
+                f"stop.metric={stop.metric} is not logged; choose one of {', '.join(STOP_METRICS)}"
+            )
+        if stop.metric == PROXY_METRIC and not config.log.proxy_interval_steps:
+            raise UserError(
+                f"stop.metric={stop.metric} is never measured with log.proxy_interval_steps=0; "
+                "set it to some steps"
+            )
     low, high = config.stop.sign_bounds
     if low > high:
         raise UserError(f"stop.sign_bounds={[low, high]}: the lower bound is above the upper one")

@@ -104,10 +104,24 @@ def read_yaml(file: Path) -> Tree:
     return parse_yaml(text, str(file))
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that comes twice; YAML's own rule would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} comes twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str, source: str) -> Tree:
     """The mapping in YAML text; `source` names it in errors."""
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {error}") from error
     if tree is None:

@@ -6,20 +6,25 @@ Everything lands in one folder; a second run goes on where the first one stopped
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import load_config, with_values
 from distgan.data.demo import render_demo_videos
-from distgan.data.prepare import prepare, summary
+from distgan.data.prepare import is_unfinished, prepare, summary
 from distgan.data.stream import ClipStream
+from distgan.export import load_generator
 from distgan.generate import generate
 from distgan.local import train_locally
 from distgan.metrics.proxy import ProxyDistance, SanityRow, sanity_rows
+from distgan.metrics.writer import tensorboard_command
 from distgan.networks import build_generator
 from distgan.pictures import contact_sheet
+from distgan.precision import pick_device
 from distgan.sampling import Sampler
 
 NUM_VIDEOS = 256
@@ -37,6 +42,8 @@ def run_demo(output: str, overrides: Sequence[str]) -> int:
     print(f"1/4 rendering {NUM_VIDEOS} videos of moving shapes into {folder['videos']}")
     _render_once(folder["videos"])
     print(f"2/4 preparing them: clean, format, pack into shards in {folder['data']}")
+    if is_unfinished(folder["data"]):  # left by a demo that was killed here
+        storage.remove_tree(folder["data"])
     print(summary(prepare(folder["videos"], folder["data"], config)))
     print(f"3/4 training a generator and a discriminator in {folder['run']}")
     outcome = train_locally(config)
@@ -45,27 +52,37 @@ def run_demo(output: str, overrides: Sequence[str]) -> int:
         return 128 + outcome.signal
     print(f"4/4 generating {NUM_MEASURED} new videos into {folder['samples']}")
     made = generate(folder["run"], folder["samples"], num=NUM_MEASURED, seed=0)
+    generated = _sample(folder["run"])
     stream = ClipStream(folder["data"], config.data, seed=0, batch_size=config.train.batch_size)
     real = stream.reference_clips(2 * NUM_MEASURED)
     sheet = storage.join(output, "contact_sheet.png")
-    contact_sheet(
-        [
-            ("real", real[:: len(real) // NUM_SHOWN].permute(0, 2, 3, 4, 1).contiguous().numpy()),
-            (f"generated, after {outcome.step} steps", made.clips[:NUM_SHOWN]),
-        ],
-        sheet,
-    )
-    generated = torch.from_numpy(made.clips).permute(0, 4, 1, 2, 3)
+    rows = [
+        ("real", _pixels(real[:: len(real) // NUM_SHOWN])),
+        (f"generated, after {outcome.step} steps", _pixels(generated[:NUM_SHOWN])),
+    ]
+    contact_sheet(rows, sheet)
     print(_verdict(output, config, real, generated))
     print(f"contact sheet (real above generated): {sheet}")
     print(f"a generated video: {made.videos[0]} (all of them: {made.gif})")
-    print(f"losses and samples over time: tensorboard --logdir {folder['run']}")
+    print(f"losses and samples over time: {tensorboard_command(folder['run'])}")
     return 0
 
 
 def _render_once(folder: str) -> None:
     if len(storage.list_names(folder)) != NUM_VIDEOS:
         render_demo_videos(folder, num_videos=NUM_VIDEOS, seed=0)
+
+
+def _sample(run_dir: str) -> Tensor:
+    """The clips that `generate` wrote, before any codec: uint8 (N, 3, T, H, W)."""
+    trained = load_generator(run_dir, pick_device("auto"))
+    return Sampler(trained.generator, trained.config.train.precision).clips(range(NUM_MEASURED))
+
+
+def _pixels(clips_BCTHW: Tensor) -> NDArray[np.uint8]:
+    """(B, T, H, W, 3), as pictures are made of."""
+    pixels: NDArray[np.uint8] = clips_BCTHW.permute(0, 2, 3, 4, 1).contiguous().numpy()
+    return pixels
 
 
 def _verdict(output: str, config: Config, real: Tensor, generated: Tensor) -> str:

@@ -61,6 +61,8 @@ def _check_writable(run_dir: str) -> str:
     """Writes and reads a file, locally beside the run folder, so that an empty one stays empty."""
     if not storage.is_local(run_dir):
         return _check_reachable(run_dir)
+    if storage.local_path(run_dir).is_file():
+        raise UserError(f"run.dir={run_dir} is a file; choose another folder")
     parent = os.path.dirname(run_dir)  # noqa: PTH120 (a path or a URL)
     existed = storage.exists(parent)
     probe = storage.join(parent, ".distgan-doctor")

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from tqdm import tqdm
 
 from distgan import storage
 from distgan.checkpoint import load_newest
@@ -62,7 +63,9 @@ def load_generator(source: str, device: torch.device) -> TrainedGenerator:
     Raises:
         UserError: there is neither, or it is damaged.
     """
-    checkpoint, _ = load_newest(source)
+    checkpoint, problems = load_newest(source)
+    for problem in problems:
+        tqdm.write(f"damaged checkpoint passed by: {problem}")
     if checkpoint is not None:
         config = build_config(checkpoint.state["config"])
         weights = {

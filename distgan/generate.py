@@ -1,11 +1,13 @@
 """New videos from a trained generator: MP4 files, a GIF and a contact sheet."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from distgan import storage
 from distgan.config import StorageConfig
@@ -15,8 +17,10 @@ from distgan.errors import UserError
 from distgan.export import TrainedGenerator, load_generator
 from distgan.pictures import contact_sheet, grid, write_gif, write_mp4
 from distgan.precision import pick_device
-from distgan.sampling import Sampler
+from distgan.sampling import BATCH_SIZE, Sampler
 
+FACTS, SHEET, GIF = "generated.json", "contact_sheet.png", "samples.gif"
+_VIDEO = re.compile(r"video_\d{6,}\.mp4")
 ON_THE_SHEET = 8  # clips in the GIF and on the contact sheet
 DEFAULT_RATE_HZ = 8.0  # for data sets that keep each video's own frame rate
 
@@ -29,13 +33,12 @@ class Generated:
     videos: tuple[str, ...]
     sheet: str
     gif: str
-    clips: NDArray[np.uint8]
-    """(N, T, H, W, 3)."""
     step: int
 
     def summary(self) -> str:
+        videos = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
         return (
-            f"{len(self.videos)} videos from the generator of step {self.step}: "
+            f"{videos} from the generator of step {self.step}: "
             f"{self.videos[0]} ...\ncontact sheet: {self.sheet}\nanimation: {self.gif}"
         )
 
@@ -54,12 +57,13 @@ def generate(
 
     Args:
         source: a run folder or an exported generator.
-        output: folder; files of these names are replaced.
+        output: a new or empty folder, or one of an earlier `generate`, whose videos are replaced.
         storage_options: for object storage, where `storage.configure` was not called yet.
         input_folder: videos whose first frames are given (prediction only); they are used in turn.
 
     Raises:
-        UserError: no generator, bad numbers, or an input that is missing, superfluous or unusable.
+        UserError: no generator, bad numbers, an input that is missing, superfluous or unusable, or
+            an output folder that holds something else.
         StorageError: object storage failed for longer than `storage.retry_seconds`.
     """
     if storage_options is not None:
@@ -71,26 +75,77 @@ def generate(
     if not 0 <= truncation <= 1:
         raise UserError(f"--truncation {truncation}: give a number from 0 to 1")
     trained = load_generator(source, pick_device("auto"))
+    contexts = _contexts(trained, input_folder)
+    _claim(output)
+    facts = {
+        "source": source,
+        "step": trained.step,
+        "seeds": [seed, seed + num - 1],
+        "truncation": truncation,
+        "config": trained.config.model_dump(mode="json"),
+    }
+    try:
+        text = json.dumps(facts, indent=1)
+        storage.write_bytes(storage.join(output, FACTS), text.encode())
+        return _write_videos(trained, output, range(seed, seed + num), truncation, contexts)
+    except BaseException:  # nothing half-written stays, after Ctrl-C neither
+        _clear(output)
+        raise
+
+
+def _claim(output: str) -> None:
+    """Makes room in a folder that is new, empty, or holds what `generate` made before."""
+    names = storage.list_names(output)
+    if names and FACTS not in names:
+        raise UserError(
+            f"--output {output!r} holds something else ({names[0]}, ...); name an empty or new "
+            "folder, or one of an earlier `generate`"
+        )
+    _clear(output)
+
+
+def _clear(output: str) -> None:
+    """Removes what `generate` wrote, its mark last."""
+    names = storage.list_names(output)
+    own = [name for name in names if name in (SHEET, GIF) or _VIDEO.fullmatch(name)]
+    for name in [*own, *({FACTS} & set(names))]:
+        storage.remove(storage.join(output, name))
+
+
+def _write_videos(
+    trained: TrainedGenerator,
+    output: str,
+    seeds: range,
+    truncation: float,
+    contexts: NDArray[np.uint8] | None,
+) -> Generated:
+    """A few at a time, so that memory is bounded whatever the number."""
     rate = trained.frame_rate_hz or DEFAULT_RATE_HZ
-    given_clips = _given_clips(trained, input_folder, num)
     sampler = Sampler(trained.generator, trained.config.train.precision, truncation=truncation)
-    clips = _sample(trained, sampler, range(seed, seed + num), given_clips)
-    names = []
-    for offset, clip in enumerate(clips):
-        names.append(storage.join(output, f"video_{seed + offset:06d}.mp4"))
-        write_mp4(names[-1], clip, rate, least_size=256)
-    shown = clips[:ON_THE_SHEET]
-    rows = [(f"generated, seeds {seed} to {seed + len(shown) - 1}", shown)]
-    if given_clips is not None:
+    names: list[str] = []
+    shown: NDArray[np.uint8] | None = None
+    first_given: NDArray[np.uint8] | None = None
+    starts = range(0, len(seeds), BATCH_SIZE)
+    for start in tqdm(starts, desc="generate", unit="batch", disable=len(starts) < 2):
+        numbers = range(start, min(start + BATCH_SIZE, len(seeds)))
+        given = None
+        if contexts is not None:
+            given = np.stack([contexts[number % len(contexts)] for number in numbers])
+        clips = _sample(trained, sampler, seeds[numbers.start : numbers.stop], given)
+        for number, clip in zip(numbers, clips, strict=True):
+            names.append(storage.join(output, f"video_{seeds[number]:06d}.mp4"))
+            write_mp4(names[-1], clip, rate, least_size=256)
+        if shown is None:
+            shown, first_given = clips[:ON_THE_SHEET], given
+    assert shown is not None
+    rows = [(f"generated, seeds {seeds[0]} to {seeds[len(shown) - 1]}", shown)]
+    if first_given is not None:
         context = trained.config.conditioning.context_frames
-        rows.insert(0, (f"input: the first {context} frames", given_clips[: len(shown)]))
-    sheet, gif = (storage.join(output, name) for name in ("contact_sheet.png", "samples.gif"))
+        rows.insert(0, (f"input: the first {context} frames", first_given[: len(shown)]))
+    sheet, gif = storage.join(output, SHEET), storage.join(output, GIF)
     contact_sheet(rows, sheet)
     write_gif(gif, grid(shown), rate, least_size=256)
-    _write_facts(output, source, trained, seed, num, truncation)
-    return Generated(
-        folder=output, videos=tuple(names), sheet=sheet, gif=gif, clips=clips, step=trained.step
-    )
+    return Generated(folder=output, videos=tuple(names), sheet=sheet, gif=gif, step=trained.step)
 
 
 def _sample(
@@ -106,10 +161,8 @@ def _sample(
     return clips
 
 
-def _given_clips(
-    trained: TrainedGenerator, input_folder: str | None, num: int
-) -> NDArray[np.uint8] | None:
-    """(num, T, H, W, 3): one clip a generated video, the inputs taken in turn."""
+def _contexts(trained: TrainedGenerator, input_folder: str | None) -> NDArray[np.uint8] | None:
+    """(M, T, H, W, 3): a clip per input video, whose first frames are given; taken in turn."""
     task = trained.config.conditioning.task
     if task == "none":
         if input_folder is not None:
@@ -122,19 +175,4 @@ def _given_clips(
         raise UserError(
             f"this generator was trained with conditioning.task={task}: give videos with --input"
         )
-    clips = context_clips(input_folder, trained.config, trained.frame_rate_hz)
-    return np.stack([clips[index % len(clips)] for index in range(num)])
-
-
-def _write_facts(
-    output: str, source: str, trained: TrainedGenerator, seed: int, num: int, truncation: float
-) -> None:
-    facts = {
-        "source": source,
-        "step": trained.step,
-        "seeds": [seed, seed + num - 1],
-        "truncation": truncation,
-        "config": trained.config.model_dump(mode="json"),
-    }
-    text = json.dumps(facts, indent=1)
-    storage.write_bytes(storage.join(output, "generated.json"), text.encode())
+    return context_clips(input_folder, trained.config, trained.frame_rate_hz)

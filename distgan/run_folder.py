@@ -1,9 +1,11 @@
 """A run's folder: is it new, may this configuration go on in it, has it diverged?"""
 
 import contextlib
+import fcntl
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -12,7 +14,8 @@ from distgan.config import Config
 from distgan.config_loading import build_config, dump_yaml, flatten, parse_yaml
 from distgan.errors import DivergedError, UserError
 
-CONFIG, DIVERGED = "config.yaml", "DIVERGED.json"
+CONFIG, DIVERGED, LOCK = "config.yaml", "DIVERGED.json", ".lock"
+_CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, under config)"
 
 # Keys that may differ on resume: they change neither the weights' path nor the data's order.
 FREE_ON_RESUME = (
@@ -26,7 +29,14 @@ def saved_config(run_dir: str) -> Config | None:
     path = storage.join(run_dir, CONFIG)
     if not storage.exists(path):
         return None
-    return build_config(parse_yaml(storage.read_bytes(path).decode(), path))
+    try:
+        tree = parse_yaml(storage.read_bytes(path).decode(), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}; {_CONFIG_REMEDY}") from error
+    missing = [section for section in Config.model_fields if section not in tree]
+    if missing:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(missing)}; {_CONFIG_REMEDY}")
+    return build_config(tree)
 
 
 def start_or_resume(config: Config) -> Config:
@@ -39,6 +49,8 @@ def start_or_resume(config: Config) -> Config:
     run_dir = config.run.dir
     saved = saved_config(run_dir)
     if saved is None:
+        if storage.is_local(run_dir) and storage.local_path(run_dir).is_file():
+            raise UserError(f"run.dir={run_dir} is a file; choose another folder")
         if storage.list_names(run_dir):
             raise UserError(
                 f"run.dir={run_dir} is not empty and holds no run ({CONFIG} is missing); "
@@ -68,6 +80,35 @@ def differing_keys(saved: Config, config: Config) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def alone_in(run_dir: str) -> Iterator[None]:
+    """Keeps other processes of this machine from training in the same (local) folder.
+
+    Raises:
+        UserError: one is at it.
+    """
+    if not storage.is_local(run_dir):
+        yield
+        return
+    folder = storage.local_path(run_dir)
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with Path(folder, LOCK).open("w") as file:  # the lock ends with the process, however it ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"run.dir={run_dir}: another process is training there; wait for it, or choose "
+                "another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            if not existed and [child.name for child in folder.iterdir()] == [LOCK]:
+                Path(folder, LOCK).unlink()
+                folder.rmdir()
+
+
 def save_config(config: Config) -> None:
     storage.write_bytes(storage.join(config.run.dir, CONFIG), dump_yaml(config).encode())
 
@@ -82,7 +123,10 @@ def refuse_if_diverged(run_dir: str) -> None:
     """Raises `DivergedError` if the marker is there."""
     path = storage.join(run_dir, DIVERGED)
     if storage.exists(path):
-        marker: dict[str, Any] = json.loads(storage.read_bytes(path))
+        try:
+            marker: dict[str, Any] = json.loads(storage.read_bytes(path))
+        except ValueError:
+            marker = {"step": "?", "reason": "the marker itself is damaged"}
         raise DivergedError(
             f"the run in {run_dir} diverged at step {marker['step']}: {marker['reason']}. Start a "
             "new run with other settings (a lower learning rate or a higher loss.gamma, say); to "

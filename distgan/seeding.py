@@ -48,20 +48,18 @@ class Address(TypedDict):
 
 def normal_per_clip(shape: tuple[int, ...], **address: Unpack[Address]) -> Tensor:
     """Standard normal draws, one generator a clip: (len(places), *shape), float32."""
-    return _per_clip(torch.randn, shape, address)
+    return _per_clip(Tensor.normal_, shape, address)
 
 
 def uniform_per_clip(count: int, **address: Unpack[Address]) -> Tensor:
     """Uniform draws in [0, 1), one generator a clip: (len(places), count), float32."""
-    return _per_clip(torch.rand, (count,), address)
+    return _per_clip(Tensor.uniform_, (count,), address)
 
 
-def _per_clip(draw: Callable[..., Tensor], shape: tuple[int, ...], address: Address) -> Tensor:
+def _per_clip(fill: Callable[..., Tensor], shape: tuple[int, ...], address: Address) -> Tensor:
     seed, purpose, step = address["seed"], address["purpose"], address["step"]
-    device = address["device"]
-    return torch.stack(
-        [
-            draw(shape, generator=torch_generator(seed, purpose, step, p, device), device=device)
-            for p in address["places"]
-        ]
-    )
+    device, places = address["device"], list(address["places"])
+    draws = torch.empty((len(places), *shape), device=device)
+    for of_clip, place in zip(draws, places, strict=True):
+        fill(of_clip, generator=torch_generator(seed, purpose, step, place, device))
+    return draws

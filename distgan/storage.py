@@ -151,6 +151,9 @@ def write_bytes(path: str, data: bytes) -> None:
             os.fsync(file.fileno())
         beside.replace(target)
         _sync_folder(target.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, path) from error  # a full disk names no file
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

@@ -24,7 +24,7 @@ from distgan.export import EMA, TrainedGenerator, export_generator
 from distgan.generator import Generator
 from distgan.metrics.writer import MetricsWriter
 from distgan.observer import Observer
-from distgan.run_folder import StopSignals, mark_diverged, save_config
+from distgan.run_folder import StopSignals, alone_in, mark_diverged, save_config
 from distgan.stopping import StopRules
 from distgan.timing import MetricMeans, PartTimer
 
@@ -81,8 +81,14 @@ class Trainer:
             DivergedError: training left the region it can come back from; a marker stays behind.
             UserError: the run can't go on as asked, or a checkpoint can't be written.
         """
-        self._resume()
-        save_config(self.config)  # only now: a start that is refused leaves nothing behind
+        with alone_in(self.config.run.dir):
+            self._resume()
+            save_config(self.config)  # only now: a start that is refused leaves nothing behind
+            outcome = self._train()
+            self.export()
+        return outcome
+
+    def _train(self) -> Outcome:
         self.started = time.monotonic()
         with (
             MetricsWriter(self.config.run.dir, self.step) as writer,
@@ -90,12 +96,10 @@ class Trainer:
         ):
             observer = Observer(self.config, self.stream, self.average, writer)
             try:
-                outcome = self._loop(observer, signals)
+                return self._loop(observer, signals)
             except DivergedError as error:
                 mark_diverged(self.config.run.dir, self.step, str(error))
                 raise
-        self.export()
-        return outcome
 
     def _loop(self, observer: Observer, signals: StopSignals) -> Outcome:
         saved = self.step if self.step else -1
@@ -218,7 +222,9 @@ class Trainer:
 
     def _init_from(self, source: str) -> None:
         """Starts a new run from another's newest weights: both networks and the average."""
-        checkpoint, _ = load_newest(source)
+        checkpoint, problems = load_newest(source)
+        for problem in problems:
+            tqdm.write(f"damaged checkpoint passed by: {problem}")
         if checkpoint is None:
             raise UserError(f"run.init_from={source}: no complete checkpoint there")
         wanted = {n: tuple(t.shape) for e in self.engines for n, t in e.state_tensors().items()}

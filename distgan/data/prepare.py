@@ -145,6 +145,14 @@ def _digest_of_inputs(paths_and_digests: Iterator[tuple[str, str]]) -> str:
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
+def is_unfinished(output: str) -> bool:
+    """Whether a folder holds what a `prepare` that was killed has left."""
+    names = storage.list_names(output)
+    return MANIFEST_NAME not in names and (
+        _SPOOL_NAME in names or any(name.startswith("shard-") for name in names)
+    )
+
+
 def _existing_data_set(
     input_folder: str, output: str, found: FoundVideos, settings: ClipSettings
 ) -> Manifest | None:
@@ -156,10 +164,11 @@ def _existing_data_set(
     if not names:
         return None
     if MANIFEST_NAME not in names:
-        is_ours = _SPOOL_NAME in names or names[0].startswith("shard-")
-        what = "an unfinished data set" if is_ours else f"something else ({names[0]}, ...)"
+        unfinished = is_unfinished(output)
+        what = "an unfinished data set" if unfinished else f"something else ({names[0]}, ...)"
+        remedy = f"empty it first ({', '.join(names[:2])} ...)" if unfinished else "empty it first"
         raise UserError(
-            f"--output {output!r} holds {what}; name an empty or new folder, or empty it first"
+            f"--output {output!r} holds {what}; name an empty or new folder, or {remedy}"
         )
     manifest, _ = read_manifest(output)
     there, wanted = manifest.prepare.get("settings", {}), _settings_dict(settings)

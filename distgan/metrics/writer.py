@@ -6,6 +6,8 @@ The only module that imports TensorBoard. Legend: N clips, T frames, H height, W
 import io
 import json
 import math
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +30,12 @@ EVENTS_NAME = "tensorboard"
 _FLUSH_INTERVAL_S = 10
 _ROLL_BYTES = 8_000_000  # an event file on object storage ends there: growing means uploading again
 _LEAST_VIDEO_SIZE = 256  # pixels; TensorBoard shows small pictures too small
+
+
+def tensorboard_command(run_dir: str) -> str:
+    """What to type to look at a run: this environment's TensorBoard, quoted for the shell."""
+    program = Path(sys.executable).with_name("tensorboard")
+    return shlex.join([str(program), "--logdir", run_dir])
 
 
 class MetricsWriter:
