@@ -17,7 +17,8 @@ CONFIG, DIVERGED = "config.yaml", "DIVERGED.json"
 # Keys that may differ on resume: they change neither the weights' path nor the data's order.
 FREE_ON_RESUME = (
     "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.",
-    "train.max_steps", "train.device", "data.num_workers", "data.shards", "preset",
+    "train.max_steps", "train.device", "data.num_workers", "data.shards",
+    "data.max_damaged_fraction", "preset",
 )  # fmt: skip
 
 

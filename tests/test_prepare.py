@@ -17,7 +17,7 @@ from distgan.data import prepare as prepare_module
 from distgan.data.clip_formats import decode
 from distgan.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from distgan.data.prepare import prepare, summary
-from distgan.data.shards import read_shard
+from distgan.data.shard_reader import read_shard
 from distgan.errors import UserError
 from tests.processes import running
 from tests.video_makers import numbered, psnr, read_number, sample_videos, textured, write_video
@@ -41,12 +41,13 @@ def run(source: Path, out: Path, **changes: Any) -> Manifest:
 
 def samples(out: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     manifest, _ = read_manifest(str(out))
-    clip_format = manifest.clip.clip_format
-    return [
-        (facts, decode(data, clip_format))
-        for entry in manifest.shards
-        for facts, data in read_shard(str(out), entry, clip_format)
-    ]
+    found = []
+    for index in range(len(manifest.shards)):
+        shard = read_shard(str(out), manifest, index)
+        for facts, clip in zip(shard.facts, shard.clips, strict=True):
+            assert facts is not None and clip is not None
+            found.append((json.loads(facts), decode(clip, manifest.clip.clip_format)))
+    return found
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -26,7 +26,14 @@ from distgan.config import Config
 from distgan.config_checks import stored_frames
 from distgan.data.denoise import check_denoise
 from distgan.data.fetching import find_inputs, input_root, sha256_of_input
-from distgan.data.manifest import MANIFEST_NAME, ClipSpec, Manifest, read_manifest, write_manifest
+from distgan.data.manifest import (
+    MANIFEST_NAME,
+    UNFINISHED_NAME,
+    ClipSpec,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from distgan.data.prepare_video import (
     ClipSettings,
     VideoJob,
@@ -42,7 +49,6 @@ from distgan.errors import DistganError, StorageError, UserError
 REPORT_NAME = "videos.jsonl"
 """One line a video: its path, digest, why it was dropped, and counts."""
 
-_SPOOL_NAME = ".prepare"
 _JOBS_AHEAD = 4  # per process: bounds the spool while one long video holds up the order
 
 _REMEDIES = {
@@ -156,7 +162,7 @@ def _existing_data_set(
     if not names:
         return None
     if MANIFEST_NAME not in names:
-        is_ours = _SPOOL_NAME in names or names[0].startswith("shard-")
+        is_ours = UNFINISHED_NAME in names or names[0].startswith("shard-")
         what = "an unfinished data set" if is_ours else f"something else ({names[0]}, ...)"
         raise UserError(
             f"--output {output!r} holds {what}; name an empty or new folder, or empty it first"
@@ -211,9 +217,9 @@ def _make_spool(output: str) -> str:
     On object storage a mark says that the data set is unfinished, and whether one may write there.
     """
     if not storage.is_local(output):
-        storage.write_bytes(storage.join(output, _SPOOL_NAME), b"unfinished")
+        storage.write_bytes(storage.join(output, UNFINISHED_NAME), b"unfinished")
         return tempfile.mkdtemp(prefix="distgan-prepare-")
-    spool = storage.local_path(output) / _SPOOL_NAME
+    spool = storage.local_path(output) / UNFINISHED_NAME
     spool.mkdir(parents=True)
     return str(spool)
 
@@ -222,7 +228,7 @@ def _remove_spool(output: str, spool: str) -> None:
     if Path(spool).exists():
         shutil.rmtree(spool)
     if not storage.is_local(output):
-        storage.remove(storage.join(output, _SPOOL_NAME))
+        storage.remove(storage.join(output, UNFINISHED_NAME))
 
 
 def _write_shards(
