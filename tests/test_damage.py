@@ -3,7 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ from tests.tiny import TINY, launch
 SIZES = [5, 4, 6, 3]
 EPOCH = sum(SIZES)
 BATCHES = -(-EPOCH // 4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors are slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,8 @@ def check_verify(data: Path, corruption: Corruption, lost: int) -> None:
     named = {problem.partition(":")[0] for problem in problems}
     assert named == {shard(data, number).name for number in corruption.shards}, corruption
     single = corruption.what not in ("missing", "swapped")
-    assert len(problems) == len(corruption.shards) + lost * single, corruption
+    about_clips = [problem for problem in problems if "its facts" not in problem]
+    assert len(about_clips) == len(corruption.shards) + lost * single, corruption
 
 
 def check_stream(data: Path, corruption: Corruption, clean: list[torch.Tensor]) -> int:
@@ -143,7 +153,7 @@ def make_undecodable(folder: Path, sizes: list[int], bad: dict[int, bytes]) -> s
 def damage_badly(folder: Path) -> str:
     """A data set with every cause of damage that one shard can have, and a missing one."""
     make_undecodable(folder, [6, 5, 7, 4, 8, 3], {2: b"no clip", 20: b""})
-    flip_bit(shard(folder, 1), clip_places(shard(folder, 1))[2][0] + 3)
+    flip_bit(shard(folder, 1), clip_places(shard(folder, 1))[2][1] - 500)
     flip_bit(shard(folder, 1), clip_places(shard(folder, 2))[4][1] + 700)
     shard(folder, 3).unlink()
     file = shard(folder, 4)
