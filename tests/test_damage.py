@@ -1,5 +1,6 @@
 """Damage is found wherever it is, counted, replaced in its place, and never more than allowed."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -15,7 +16,7 @@ from distgan import storage
 from distgan.config_loading import load_config, with_values
 from distgan.data import clip_reader
 from distgan.data.damage import DamageTally, ShardDamage
-from distgan.data.manifest import Manifest, read_manifest
+from distgan.data.manifest import Manifest, read_manifest, write_manifest
 from distgan.data.shard_reader import Shard
 from distgan.data.shards import ShardWriter
 from distgan.data.stream import ClipBatch, ClipStream
@@ -58,7 +59,8 @@ def shard(folder: Path, number: int) -> Path:
 
 
 def take(stream: ClipStream, batches: int, start: int = 0) -> list[ClipBatch]:
-    return list(itertools.islice(stream.batches(start), batches))
+    with contextlib.closing(stream.batches(start)) as endless:
+        return list(itertools.islice(endless, batches))
 
 
 def clips_of(batches: Iterable[ClipBatch]) -> list[torch.Tensor]:
@@ -166,10 +168,10 @@ def test_workers_change_nothing_about_damage(workers: int, tmp_path: Path) -> No
     folder = damage_badly(tmp_path)
     options: dict[str, Any] = {"lanes": 3, "batch": 6, "frames": 3, "max_damaged": 1}
     alone, shared = open_stream(folder, **options), open_stream(folder, workers=workers, **options)
-    pairs = zip(alone.batches(), shared.batches(), strict=False)
-    for expected, got in itertools.islice(pairs, 12):
-        assert torch.equal(expected.clips, got.clips)
-        assert alone.damage.state() == shared.damage.state()
+    with contextlib.closing(shared.batches()) as batches:
+        for expected, got in itertools.islice(zip(alone.batches(), batches, strict=False), 12):
+            assert torch.equal(expected.clips, got.clips)
+            assert alone.damage.state() == shared.damage.state()
     causes = {tag.rpartition("/")[2] for tag in shared.damage.metrics() if "damaged/" in tag}
     assert causes == {"undecodable", "shard_missing", "shard_truncated", "sample_missing", "crc32"}
 
@@ -291,7 +293,18 @@ def test_damage_costs_few_further_reads(data: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def damaged_tiny(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("damaged") / "data"))
+    """Two clips a shard, one of them damaged in one shard, and another shard missing."""
+    folder = tmp_path_factory.mktemp("damaged")
+    manifest, _ = read_manifest(tiny_data)
+    writer = ShardWriter(str(folder), "npy", 10_000)
+    for index, entry in enumerate(manifest.shards):
+        held = clip_reader.read_shard(tiny_data, manifest, index)
+        for key, clip in zip(entry.keys, held.clips, strict=True):
+            assert clip is not None
+            writer.write(key, b"{}", clip)
+    writer.finish()
+    assert len(writer.entries) == 20
+    write_manifest(str(folder), manifest.model_copy(update={"shards": tuple(writer.entries)}))
     flip_bit(shard(folder, 0), clip_places(shard(folder, 0))[0][1] + 600)
     shard(folder, 2).unlink()
     return folder
@@ -299,7 +312,7 @@ def damaged_tiny(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def train(run_dir: Path, data: Path, **values: Any) -> None:
     keys = {"run.dir": str(run_dir), "data.shards": str(data), "data.max_damaged_fraction": 0.5}
-    keys |= {"log.interval_steps": 3, "log.sample_interval_steps": 5, "log.num_samples": 2}
+    keys |= {"log.sample_interval_steps": 11, "log.num_samples": 2}
     changes = {key.replace("__", "."): value for key, value in values.items()}
     train_locally(
         with_values(load_config(overrides=TINY), keys | changes),
