@@ -22,7 +22,7 @@ from launch import main
 from tests.damage import clip_places, flip_bit
 from tests.numbered_clips import make_data
 from tests.object_servers import BUCKET, CREDENTIALS, OPTIONS, rclone_server
-from tests.tiny import REPOSITORY, launch, one_thread
+from tests.tiny import REPOSITORY, TINY, launch, one_thread
 
 
 @pytest.fixture
@@ -67,6 +67,14 @@ def test_verify_says_what_is_wrong_line_by_line(data: Path) -> None:
     ]
     last = done.stderr.splitlines()[-1]
     assert last.startswith("launch.py data verify: 4 problems") and "Traceback" not in done.stderr
+
+
+def test_doctor_names_a_missing_shard(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "shard-000000.tar").unlink()
+    assert main(["doctor", *TINY, f"data.shards={data}", f"run.dir={tmp_path / 'run'}"]) == 2
+    assert "shard-000000.tar has 0 bytes" in capsys.readouterr().err
 
 
 def test_verify_holds_each_sample_and_the_manifest_itself_to_account(data: Path) -> None:
