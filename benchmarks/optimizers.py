@@ -3,7 +3,8 @@
     python -m benchmarks optimizers [--steps 300]
 
 Prints the proxy distance of the averaged generator (lower is better), the share of real clips that
-D scores above their fake partner, and the loss of G, per optimizer and learning rates. One run each.
+D scores above their fake partner, and the loss of G, per optimizer and learning rates.
+One run each.
 """
 
 import argparse

@@ -49,16 +49,15 @@ class Observer:
         real = self._real_clips()
         if self._proxy is None:
             self._proxy = ProxyDistance(real, device=self.device)
-        return {"quality/proxy_frechet_ema": self._proxy.distance(self._sample(len(real)))}
+        return {"quality/proxy_frechet_ema": self._proxy.distance(self._sample(real))}
 
     def samples_if_due(self, step: int) -> None:
         """Sample videos and an image grid, to TensorBoard and `samples/`, at their interval."""
         interval = self.config.log.sample_interval_steps
         if interval == 0 or step % interval:
             return
-        count = self.config.log.num_samples
-        real = self._real_clips()[:count].permute(0, 2, 3, 4, 1).numpy()
-        clips = self._sample(count).permute(0, 2, 3, 4, 1).numpy()
+        shown = self._shown_clips()
+        real, clips = (c.permute(0, 2, 3, 4, 1).numpy() for c in (shown, self._sample(shown)))
         rate = self.stream.manifest.clip.frame_rate_hz or 8.0
         self.writer.video("samples/ema", step, clips, rate)
         self.writer.image("samples/first_frames", step, enlarge(grid(clips)[0], 256))
@@ -69,11 +68,15 @@ class Observer:
             storage.join(folder, f"step_{step:08d}.png"),
         )
 
-    def _sample(self, count: int) -> Tensor:
-        """uint8 (count, 3, T, H, W): seeds 0 ... count - 1, on the reference clips' conditions."""
-        real = self._real_clips()[:count]
+    def _sample(self, real: Tensor) -> Tensor:
+        """uint8 as `real`: seeds 0, 1, 2, ..., on the conditions that these real clips give."""
         given, known = condition(real.float() / 127.5 - 1, self.config.conditioning)
-        return self.sampler.clips(range(count), given, known)
+        return self.sampler.clips(range(len(real)), given, known)
+
+    def _shown_clips(self) -> Tensor:
+        """Of the real clips, `log.num_samples` that lie far apart: few videos repeat themselves."""
+        real, count = self._real_clips(), self.config.log.num_samples
+        return real[:: len(real) // count][:count]
 
     def _real_clips(self) -> Tensor:
         """uint8 (N, 3, T, H, W): the same real clips at every call and every start."""
