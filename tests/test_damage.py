@@ -332,7 +332,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_with_damage(
     assert last["data/damaged_shards"] == 2
     train(tmp_path / "two", damaged_tiny, stop__max_epochs=1.3)
     assert logged(tmp_path / "two")[-1]["step"] < 9
-    train(tmp_path / "two", damaged_tiny)
+    train(tmp_path / "two", damaged_tiny, data__max_damaged_fraction=0.4)  # free to change
     assert state_hash(tmp_path / "two", 12) == state_hash(tmp_path / "one", 12)
     assert logged(tmp_path / "two") == logged(tmp_path / "one")
 

@@ -6,9 +6,7 @@ The result depends on the videos and the settings alone, not on the number of pr
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import signal
 import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
@@ -44,6 +42,7 @@ from distgan.data.prepare_video import (
 )
 from distgan.data.shards import ShardWriter
 from distgan.data.videos import EXTENSIONS, FoundVideos
+from distgan.data.workers import no_ctrl_c_in_new_processes, num_cores
 from distgan.errors import DistganError, StorageError, UserError
 
 REPORT_NAME = "videos.jsonl"
@@ -256,7 +255,7 @@ def _write_shards(
 
 def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOutcome, None, None]:
     """Works on the videos, in parallel; outcomes come in the order of the jobs."""
-    processes = min(settings.prepare.num_processes or _num_cores(), len(jobs))
+    processes = min(settings.prepare.num_processes or num_cores(), len(jobs))
     if processes == 1:
         yield from (prepare_video(job, settings) for job in jobs)
         return
@@ -271,7 +270,7 @@ def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOu
     ) as pool:
         try:
             for job in jobs:
-                with _no_ctrl_c_in_new_processes():
+                with no_ctrl_c_in_new_processes():
                     pending.append((job, pool.submit(prepare_video, job, settings)))
                 if len(pending) >= _JOBS_AHEAD * processes:
                     yield pending.popleft()[1].result()
@@ -285,22 +284,6 @@ def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOu
         finally:
             called_off.set()  # after success nobody is left to see it
             pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _no_ctrl_c_in_new_processes() -> Iterator[None]:
-    """Processes that start in here never see SIGINT, not even while they start; this one, later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _describe(

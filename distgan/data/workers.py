@@ -1,9 +1,10 @@
 """Equal work on many things, in worker processes of this machine."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ def in_processes(
     Raises:
         DistganError: a worker died; besides, whatever `work` raises.
     """
-    processes = min(processes or _num_cores(), len(jobs))
+    processes = min(processes or num_cores(), len(jobs))
     if processes <= 1:
         yield from (work(job) for job in jobs)
         return
@@ -42,7 +43,8 @@ def in_processes(
         initargs=(work, storage.options()),
     )
     try:
-        futures = [pool.submit(_do, job) for job in jobs]
+        with no_ctrl_c_in_new_processes():
+            futures = [pool.submit(_do, job) for job in jobs]
         for future in futures:
             yield future.result()
     except BrokenProcessPool as error:
@@ -59,7 +61,6 @@ def in_processes(
 
 
 def _start(work: Callable[[Any], Any], options: StorageConfig) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     storage.configure(options)
     global _work
     _work = work
@@ -70,7 +71,18 @@ def _do(job: Any) -> Any:
     return _work(job)
 
 
-def _num_cores() -> int:
+@contextlib.contextmanager
+def no_ctrl_c_in_new_processes() -> Iterator[None]:
+    """Processes that start in here never see SIGINT, not even while they start; this one, later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
