@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from distgan.errors import DistganError, UserError
 
 if TYPE_CHECKING:
-    from distgan.config import Config
+    from distgan.config import Config, StorageConfig
 
 # Errors of local files that are the user's to mend; others are faults and keep their traceback.
 REMEDIES = {
@@ -28,9 +28,25 @@ REMEDIES = {
 EXAMPLES = {
     "demo": "python launch.py demo --output demo",
     "prepare": "python launch.py prepare --input ~/videos --output data/mine data.resolution=64",
+    "data": "python launch.py data verify --data data/mine",
+    "data verify": "python launch.py data verify --data s3://bucket/data",
+    "data show": "python launch.py data show --data data/mine --output data_sheet.png",
+    "data index": "python launch.py data index --data data/others",
     "train": "python launch.py train --preset small-64 data.shards=data/mine seed=1",
     "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
     "doctor": "python launch.py doctor --preset base-128",
+}
+
+DETAILS = {
+    "data verify": """
+Reads and decodes everything, in worker processes. Ends with exit code 0 if the data
+set is sound; else with 2, after a line for each problem: shard, sample, what is wrong.""",
+    "data show": """
+The picture holds a film strip a clip, of clips spread over the whole data set.""",
+    "data index": """
+For WebDataset tars that prepare did not make, or whose manifest.json was lost. They
+must be named shard-*.tar and hold KEY.mp4 or KEY.npy (and optionally KEY.json), with
+square clips of one size and length.""",
 }
 
 
@@ -56,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_config(prepare)
 
+    _add_data(commands)
+
     train = _add(commands, "train", "train a GAN; run it again to resume", _train)
     _add_config(train)
 
@@ -72,21 +90,44 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--input", help="folder or URL with videos whose first frames are "
                           "given, for a generator trained with "
                           "conditioning.task=prediction")  # fmt: skip
-    generate.add_argument("overrides", nargs="*", metavar="storage.KEY=VALUE", help="how to "
-                          "talk to object storage, such as storage.endpoint_url=URL")  # fmt: skip
+    _add_storage_overrides(generate)
 
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
     return parser
 
 
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`data` with commands of its own, which look at a data set that is there."""
+    data = _add(commands, "data", "check, show or index a data set", None)
+    inner = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+
+    text = "check every byte and clip of a data set against its manifest"
+    verify = _add(inner, "data verify", text, _data_verify)
+    text = "print a data set's facts and draw some of its clips"
+    show = _add(inner, "data show", text, _data_show)
+    text = "write the manifest of shards that have none"
+    index = _add(inner, "data index", text, _data_index)
+
+    for parser in (verify, show, index):
+        parser.add_argument("--data", required=True, help="folder or URL of the data set")
+    for parser in (verify, index):
+        parser.add_argument("--processes", type=int, default=0, metavar="N", help="worker "
+                            "processes; 1 works without any (default: one a CPU core)")  # fmt: skip
+    show.add_argument("--output", default="data_sheet.png", help="PNG file or URL for the picture "
+                      "(default: data_sheet.png)")  # fmt: skip
+    for parser in (verify, show, index):
+        _add_storage_overrides(parser)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     parsed = build_parser().parse_args(arguments)
+    command = f"{parsed.command} {getattr(parsed, 'data_command', '')}".strip()
     try:
         return int(parsed.handler(parsed))
     except DistganError as error:
-        print(f"launch.py {parsed.command}: {error}", file=sys.stderr)
+        print(f"launch.py {command}: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if error.errno not in REMEDIES:
@@ -95,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"launch.py {parsed.command}: {what}; {REMEDIES[error.errno]}", file=sys.stderr)
         return UserError.exit_code
     except KeyboardInterrupt:
-        print(f"launch.py {parsed.command}: interrupted", file=sys.stderr)
+        print(f"launch.py {command}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -116,6 +157,46 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _data_verify(arguments: argparse.Namespace) -> int:
+    from distgan.data.verify import verify
+
+    _configure_storage(arguments)
+    folder = _absolute(arguments.data)
+    manifest, problems = verify(folder, processes=arguments.processes)
+    for problem in problems:
+        print(problem)
+    facts = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+    if not problems:
+        print(f"sound: {facts} of {folder} are what the manifest says")
+        return 0
+    print(f"launch.py data verify: {len(problems)} problems in {folder} ({facts}); copy the shards "
+          "named above again from where they were prepared, or prepare the data set again into an "
+          "empty folder", file=sys.stderr)  # fmt: skip
+    return UserError.exit_code
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    from distgan.data.show import show
+
+    _configure_storage(arguments)
+    print(show(_absolute(arguments.data), _absolute(arguments.output)))
+    return 0
+
+
+def _data_index(arguments: argparse.Namespace) -> int:
+    from distgan.data.indexing import index
+
+    _configure_storage(arguments)
+    folder = _absolute(arguments.data)
+    manifest = index(folder, processes=arguments.processes)
+    clip = manifest.clip
+    print(f"indexed {manifest.samples} clips in {len(manifest.shards)} shards of {folder}: "
+          f"{clip.stored_frames} frames of {clip.resolution}x{clip.resolution}, "
+          f"{clip.clip_format}")  # fmt: skip
+    print(f"look at them with: python launch.py data show --data {folder}")
+    return 0
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from distgan.local import train_locally
     from distgan.metrics.writer import tensorboard_command
@@ -130,14 +211,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from distgan.config_loading import load_config
     from distgan.generate import generate
 
-    for override in arguments.overrides:
-        if not override.startswith("storage."):
-            raise UserError(
-                f"override {override!r}: generate takes keys of the storage section only"
-            )
     made = generate(
         _absolute(arguments.run),
         _absolute(arguments.output),
@@ -145,7 +220,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         truncation=arguments.truncation,
         input_folder=_absolute(arguments.input) if arguments.input else None,
-        storage_options=load_config(overrides=arguments.overrides).storage,
+        storage_options=_storage_options(arguments),
     )
     print(made.summary())
     return 0
@@ -162,16 +237,17 @@ def _add(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
     name: str,
     text: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace], int] | None,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name,
+        name.split()[-1],
         help=text,
-        description=text[0].upper() + text[1:] + ".",
+        description=f"{text[0].upper()}{text[1:]}.\n{DETAILS.get(name, '')}".strip(),
         epilog=f"example: {EXAMPLES[name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(handler=run)
+    if run is not None:
+        parser.set_defaults(handler=run)
     return parser
 
 
@@ -191,6 +267,29 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         help="configuration keys, such as seed=3 or model.attention.kind=none; all keys with what "
         "they mean are in distgan/config.py",
     )
+
+
+def _add_storage_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="storage.KEY=VALUE", help="how to talk to "
+                        "object storage, such as storage.endpoint_url=URL")  # fmt: skip
+
+
+def _storage_options(arguments: argparse.Namespace) -> "StorageConfig":
+    """The storage section, for commands that take no other keys."""
+    from distgan.config_loading import load_config
+
+    for override in arguments.overrides:
+        if not override.startswith("storage."):
+            raise UserError(
+                f"override {override!r}: {arguments.command} takes keys of the storage section only"
+            )
+    return load_config(overrides=arguments.overrides).storage
+
+
+def _configure_storage(arguments: argparse.Namespace) -> None:
+    from distgan import storage
+
+    storage.configure(_storage_options(arguments))
 
 
 def _config(arguments: argparse.Namespace) -> "Config":

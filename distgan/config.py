@@ -125,6 +125,9 @@ class DataConfig(Section):
     """Fixed streams the data is dealt to; must divide train.batch_size."""
     num_workers: int = Field(1, ge=0)
     """Processes that read and decode, per training process; 0 reads inside the training process."""
+    max_damaged_fraction: float = Field(0.001, ge=0, le=1)
+    """Share of the data set's samples that may be damaged (each is replaced by another, and
+    counted) before training stops."""
 
 
 class ConditioningConfig(Section):

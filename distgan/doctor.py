@@ -98,10 +98,14 @@ def _check_data(config: Config) -> str:
     manifest, _ = read_manifest(folder)
     check_fits(manifest, config.data, folder)
     for shard in manifest.shards[:1]:
-        found = storage.size(storage.join(folder, shard.name))
-        if found != shard.bytes:
+        try:
+            size = storage.size(storage.join(folder, shard.name))
+        except FileNotFoundError:
+            size = 0
+        if size != shard.bytes:
             raise UserError(
-                f"the shard {folder}/{shard.name} has {found} bytes instead of {shard.bytes}; copy "
-                "it again from where it was prepared"
+                f"the shard {folder}/{shard.name} has {size} bytes instead of {shard.bytes}; copy "
+                f"it again from where it was prepared (`launch.py data verify --data {folder}` "
+                "checks them all)"
             )
     return f"{folder}: {manifest.samples} clips in {len(manifest.shards)} shards"

@@ -20,7 +20,8 @@ _CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, 
 # Keys that may differ on resume: they change neither the weights' path nor the data's order.
 FREE_ON_RESUME = (
     "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.",
-    "train.max_steps", "train.device", "data.num_workers", "data.shards", "preset",
+    "train.max_steps", "train.device", "data.num_workers", "data.shards",
+    "data.max_damaged_fraction", "preset",
 )  # fmt: skip
 
 

@@ -158,6 +158,7 @@ class Trainer:
             logged = self.means.read()
             times = self.timer.read(interval)
             logged |= {"progress/epoch": self._epoch(), "progress/clips": float(self.clips_seen)}
+            logged |= self.stream.damage.metrics()
             logged |= observer.speed(times, self.clips_seen)
             if bar is not None:
                 bar.set_postfix(
@@ -184,7 +185,11 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "stream": {"samples": self.clips_seen, "data_set": self.stream.digest},
+            "stream": {
+                "samples": self.clips_seen,
+                "data_set": self.stream.digest,
+                "damage": self.stream.damage.state(),
+            },
             "rules": self.rules.state(),
             "means": self.means.state(),
             "frame_rate_hz": self.stream.manifest.clip.frame_rate_hz,
@@ -219,6 +224,10 @@ class Trainer:
         self.step, self.earlier_seconds = state["step"], state["seconds"]
         self.rules.load_state(state["rules"])
         self.means.load_state(state["means"], self.device)
+        damage = self.stream.damage
+        damage.load_state(state["stream"].get("damage", {}))  # older checkpoints have none
+        if damage.num_shards:
+            tqdm.write(f"damaged data found before: {damage.summary()}")
 
     def _init_from(self, source: str) -> None:
         """Starts a new run from another's newest weights: both networks and the average."""

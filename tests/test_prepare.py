@@ -17,7 +17,8 @@ from distgan.data import prepare as prepare_module
 from distgan.data.clip_formats import decode
 from distgan.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from distgan.data.prepare import prepare, summary
-from distgan.data.shards import read_shard
+from distgan.data.shard_reader import read_shard
+from distgan.data.workers import no_ctrl_c_in_new_processes
 from distgan.errors import UserError
 from tests.processes import running
 from tests.video_makers import numbered, psnr, read_number, sample_videos, textured, write_video
@@ -41,12 +42,13 @@ def run(source: Path, out: Path, **changes: Any) -> Manifest:
 
 def samples(out: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     manifest, _ = read_manifest(str(out))
-    clip_format = manifest.clip.clip_format
-    return [
-        (facts, decode(data, clip_format))
-        for entry in manifest.shards
-        for facts, data in read_shard(str(out), entry, clip_format)
-    ]
+    found = []
+    for index in range(len(manifest.shards)):
+        shard = read_shard(str(out), manifest, index)
+        for facts, clip in zip(shard.facts, shard.clips, strict=True):
+            assert facts is not None and clip is not None
+            found.append((json.loads(facts), decode(clip, manifest.clip.clip_format)))
+    return found
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -279,7 +281,7 @@ def test_ctrl_c_ends_soon_and_leaves_nothing(tmp_path: Path, processes: int) -> 
 
 def test_new_processes_never_see_ctrl_c() -> None:
     program = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    with prepare_module._no_ctrl_c_in_new_processes():
+    with no_ctrl_c_in_new_processes():
         child = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
     assert child.stdout == b"True\n"
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

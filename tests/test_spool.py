@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from distgan import storage
 from distgan.config import StorageConfig
@@ -66,6 +67,8 @@ def test_event_files_end_before_they_are_large(
 ) -> None:
     """Whole files are uploaded: one that only grew would cost more and more each time."""
     monkeypatch.setattr(writer_module, "_ROLL_BYTES", 500)
+    # Files of one second are read in the order of this number, as text: 100 would precede 99.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(1000))
     with MetricsWriter(url) as writer:
         for step in range(1, 101):
             writer.scalars(step, {"a": step})

@@ -1,75 +1,22 @@
 """The stream: every clip once an epoch, in an order that nothing but seed and epoch decides."""
 
 import itertools
-import json
 import multiprocessing
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from distgan.config import DataConfig
-from distgan.data import stream as stream_module
-from distgan.data.clip_formats import encode
-from distgan.data.manifest import ClipSpec, Manifest, ShardEntry, write_manifest
-from distgan.data.shards import Facts, ShardWriter
+from distgan.data import clip_reader
+from distgan.data.manifest import Manifest
+from distgan.data.shard_reader import Shard
 from distgan.data.stream import ClipStream, EpochOrder
 from distgan.errors import UserError
-from tests.damage import flip_bit
-
-SIZE, STORED = 8, 7
-
-
-def make_data(folder: Path, shard_sizes: list[int]) -> str:
-    """Clips whose red is their number, and whose green is the number of the frame."""
-    number, entries = 0, []
-    for size in shard_sizes:
-        writer = ShardWriter(str(folder), "npy", 1e12)
-        writer.entries = list(entries)
-        for _ in range(size):
-            clip = np.zeros((STORED, SIZE, SIZE, 3), np.uint8)
-            clip[..., 0], clip[..., 1] = number, np.arange(STORED)[:, None, None]
-            facts = json.dumps({"number": number}).encode()
-            writer.write(f"clip-{number:04d}", facts, encode(clip, 8, "npy"))
-            number += 1
-        writer.finish()
-        entries = list(writer.entries)
-    write_data_manifest(folder, entries)
-    return str(folder)
-
-
-def write_data_manifest(folder: Path, entries: list[ShardEntry]) -> None:
-    spec = ClipSpec(resolution=SIZE, stored_frames=STORED, frame_rate_hz=8, clip_format="npy")
-    write_manifest(
-        str(folder),
-        Manifest(clip=spec, shards=tuple(entries), prepare={}, counts={}, dropped={}),
-    )
-
-
-def open_stream(
-    folder: str,
-    *,
-    lanes: int = 4,
-    batch: int = 4,
-    seed: int = 0,
-    workers: int = 0,
-    frames: int = 2,
-    stride: int = 1,
-    random_stride: bool = False,
-) -> ClipStream:
-    config = DataConfig(
-        resolution=SIZE,
-        clip_frames=frames,
-        frame_stride=stride,
-        random_stride=random_stride,
-        lanes=lanes,
-        num_workers=workers,
-    )
-    return ClipStream(folder, config, seed=seed, batch_size=batch)
+from tests.numbered_clips import SIZE, STORED, make_data, open_stream, write_data_manifest
 
 
 def numbers(stream: ClipStream, batches: int, start: int = 0) -> list[int]:
@@ -174,18 +121,6 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
         assert got.clips.shape == (6, 3, 3, SIZE, SIZE) and got.clips.dtype == torch.uint8
 
 
-def test_damage_met_by_a_worker_is_one_clear_message(tmp_path: Path) -> None:
-    folder = make_data(tmp_path, [4])
-    flip_bit(tmp_path / "shard-000000.tar", -1500)
-    messages = []
-    for workers in (0, 1):
-        with pytest.raises(UserError, match="sha256") as raised:
-            next(open_stream(folder, workers=workers).batches())
-        messages.append(str(raised.value))
-    assert messages[0] == messages[1]
-    assert "Traceback" not in messages[1]
-
-
 LEAKING_PROGRAM = """
 import builtins, sys
 from distgan.config import DataConfig
@@ -264,15 +199,13 @@ def test_a_late_start_reads_only_shards_near_its_position(
 ) -> None:
     folder = make_data(tmp_path, [4] * 30)
     reads: list[str] = []
-    read_shard = stream_module.read_shard
+    read_shard = clip_reader.read_shard
 
-    def counting(
-        folder: str, entry: ShardEntry, clip_format: stream_module.Any
-    ) -> list[tuple[Facts, bytes]]:
-        reads.append(entry.name)
-        return read_shard(folder, entry, clip_format)
+    def counting(folder: str, manifest: Manifest, index: int) -> Shard:
+        reads.append(manifest.shards[index].name)
+        return read_shard(folder, manifest, index)
 
-    monkeypatch.setattr(stream_module, "read_shard", counting)
+    monkeypatch.setattr(clip_reader, "read_shard", counting)
     late = open_stream(folder, lanes=2, batch=2).batches(2 * 50)
     assert reads == []  # nothing before it is needed
     next(late)

@@ -5,20 +5,23 @@ whose samples are `KEY.json` (facts about the clip) and one clip member, `KEY.mp
 """
 
 import hashlib
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distgan import storage
 from distgan.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
+UNFINISHED_NAME = ".prepare"
+"""Lies in the folder while prepare works on it."""
 
 
 class ShardEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\]+\.tar$")
+    """File in the data set's own folder."""
     samples: int
     bytes: int
     sha256: str
@@ -26,6 +29,14 @@ class ShardEntry(BaseModel):
     """Sample keys in the order of the tar."""
     crc32: tuple[int, ...]
     """Of each sample's clip member, in the same order."""
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Self:
+        if not self.samples == len(self.keys) == len(self.crc32):
+            raise ValueError(
+                f"{self.samples} samples, {len(self.keys)} keys and {len(self.crc32)} crc32"
+            )
+        return self
 
 
 class ClipSpec(BaseModel):
@@ -76,10 +87,7 @@ def read_manifest(folder: str) -> tuple[Manifest, str]:
     try:
         data = storage.read_bytes(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"no data set in {folder!r}: {MANIFEST_NAME} is missing; make one with "
-            f"`launch.py prepare --input VIDEOS --output {folder or 'FOLDER'}`"
-        ) from error
+        raise UserError(_no_manifest(folder)) from error
     try:
         return Manifest.model_validate_json(data), hashlib.sha256(data).hexdigest()
     except ValidationError as error:
@@ -89,3 +97,24 @@ def read_manifest(folder: str) -> tuple[Manifest, str]:
             f"{path} is damaged or not a manifest of this version ({place}: {problem['msg']}); "
             "prepare the data set again"
         ) from error
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file is named as prepare names shards: shard-*.tar."""
+    return name.startswith("shard-") and name.endswith(".tar")
+
+
+def _no_manifest(folder: str) -> str:
+    """The message for a folder without a manifest, with the remedy for what is there instead."""
+    prepare = f"`launch.py prepare --input VIDEOS --output {folder or 'FOLDER'}`"
+    names = storage.list_names(folder)
+    start = f"no data set in {folder!r}: {MANIFEST_NAME} is missing"
+    if UNFINISHED_NAME in names:
+        return f"{start}, as prepare did not come to its end; empty the folder and run {prepare}"
+    shards = sum(is_shard_name(name) for name in names)
+    if shards:
+        return (
+            f"{start}, but there are {shards} shards: index them with "
+            f"`launch.py data index --data {folder}`"
+        )
+    return f"{start}; make one with {prepare}"

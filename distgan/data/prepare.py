@@ -6,9 +6,7 @@ The result depends on the videos and the settings alone, not on the number of pr
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import signal
 import tempfile
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
@@ -26,7 +24,14 @@ from distgan.config import Config
 from distgan.config_checks import stored_frames
 from distgan.data.denoise import check_denoise
 from distgan.data.fetching import find_inputs, input_root, sha256_of_input
-from distgan.data.manifest import MANIFEST_NAME, ClipSpec, Manifest, read_manifest, write_manifest
+from distgan.data.manifest import (
+    MANIFEST_NAME,
+    UNFINISHED_NAME,
+    ClipSpec,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from distgan.data.prepare_video import (
     ClipSettings,
     VideoJob,
@@ -37,12 +42,12 @@ from distgan.data.prepare_video import (
 )
 from distgan.data.shards import ShardWriter
 from distgan.data.videos import EXTENSIONS, FoundVideos
+from distgan.data.workers import no_ctrl_c_in_new_processes, num_cores
 from distgan.errors import DistganError, StorageError, UserError
 
 REPORT_NAME = "videos.jsonl"
 """One line a video: its path, digest, why it was dropped, and counts."""
 
-_SPOOL_NAME = ".prepare"
 _JOBS_AHEAD = 4  # per process: bounds the spool while one long video holds up the order
 
 _REMEDIES = {
@@ -149,7 +154,7 @@ def is_unfinished(output: str) -> bool:
     """Whether a folder holds what a `prepare` that was killed has left."""
     names = storage.list_names(output)
     return MANIFEST_NAME not in names and (
-        _SPOOL_NAME in names or any(name.startswith("shard-") for name in names)
+        UNFINISHED_NAME in names or any(name.startswith("shard-") for name in names)
     )
 
 
@@ -220,9 +225,9 @@ def _make_spool(output: str) -> str:
     On object storage a mark says that the data set is unfinished, and whether one may write there.
     """
     if not storage.is_local(output):
-        storage.write_bytes(storage.join(output, _SPOOL_NAME), b"unfinished")
+        storage.write_bytes(storage.join(output, UNFINISHED_NAME), b"unfinished")
         return tempfile.mkdtemp(prefix="distgan-prepare-")
-    spool = storage.local_path(output) / _SPOOL_NAME
+    spool = storage.local_path(output) / UNFINISHED_NAME
     spool.mkdir(parents=True)
     return str(spool)
 
@@ -231,7 +236,7 @@ def _remove_spool(output: str, spool: str) -> None:
     if Path(spool).exists():
         shutil.rmtree(spool)
     if not storage.is_local(output):
-        storage.remove(storage.join(output, _SPOOL_NAME))
+        storage.remove(storage.join(output, UNFINISHED_NAME))
 
 
 def _write_shards(
@@ -259,7 +264,7 @@ def _write_shards(
 
 def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOutcome, None, None]:
     """Works on the videos, in parallel; outcomes come in the order of the jobs."""
-    processes = min(settings.prepare.num_processes or _num_cores(), len(jobs))
+    processes = min(settings.prepare.num_processes or num_cores(), len(jobs))
     if processes == 1:
         yield from (prepare_video(job, settings) for job in jobs)
         return
@@ -274,7 +279,7 @@ def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOu
     ) as pool:
         try:
             for job in jobs:
-                with _no_ctrl_c_in_new_processes():
+                with no_ctrl_c_in_new_processes():
                     pending.append((job, pool.submit(prepare_video, job, settings)))
                 if len(pending) >= _JOBS_AHEAD * processes:
                     yield pending.popleft()[1].result()
@@ -288,22 +293,6 @@ def _outcomes(jobs: list[VideoJob], settings: ClipSettings) -> Generator[VideoOu
         finally:
             called_off.set()  # after success nobody is left to see it
             pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _no_ctrl_c_in_new_processes() -> Iterator[None]:
-    """Processes that start in here never see SIGINT, not even while they start; this one, later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _describe(

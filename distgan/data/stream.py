@@ -4,34 +4,34 @@ The order is a function of (seed, epoch) alone. Samples of all epochs form one e
 its j-th sample belongs to epoch j // N and is read by lane j mod L. Within an epoch the shards are
 shuffled and laid end to end, each lane takes one contiguous piece of that row, and samples are
 shuffled inside each shard. So a lane reads about 1/L of the shards, every clip comes once an epoch,
-batches run on over an epoch's end, and the whole position is one number: samples delivered.
+batches run on over an epoch's end, and the whole position is one number: samples delivered. A
+damaged sample is replaced in its place and counted; see `clip_reader` and `damage`.
 """
 
 import atexit
 import multiprocessing
 import signal
-from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm import tqdm
 
 from distgan import storage
 from distgan.config import DataConfig, StorageConfig
-from distgan.data.clip_formats import decode
+from distgan.data.clip_reader import ClipReader, Sample
+from distgan.data.damage import DamageTally, ShardDamage
 from distgan.data.manifest import Manifest, read_manifest
-from distgan.data.shards import read_shard
 from distgan.errors import DistganError, UserError
 from distgan.seeding import numpy_generator
 
-Sample = tuple[int, int]  # (shard, index in the shard)
 REFERENCE_EPOCH = 1_000_000_000  # draws starts and strides of reference clips; no run gets there
 
 
@@ -56,6 +56,16 @@ class EpochOrder:
         shard, index = self._row(epoch)[offset + rank]
         return epoch, (int(shard), int(index))
 
+    def shards_from(self, epoch: int, shard: int) -> list[int]:
+        """All shards in the order of an epoch's row, from `shard` on and round to it."""
+        order = [int(other) for other in self._shard_order(epoch)]
+        place = order.index(shard)
+        return order[place:] + order[:place]
+
+    def _shard_order(self, epoch: int) -> NDArray[np.int64]:
+        rng = numpy_generator(self.seed, "shard order", epoch)
+        return rng.permutation(len(self.shard_sizes))
+
     def _lane_length(self, first: int, lane: int) -> int:
         return (self.samples - (lane - first) % self.lanes + self.lanes - 1) // self.lanes
 
@@ -67,7 +77,6 @@ class EpochOrder:
 
     def _make_row(self, epoch: int) -> NDArray[np.int64]:
         """All samples of an epoch, (N, 2): shuffled shards end to end, shuffled inside."""
-        shards = numpy_generator(self.seed, "shard order", epoch).permutation(len(self.shard_sizes))
         return np.concatenate(
             [
                 np.stack(
@@ -79,7 +88,7 @@ class EpochOrder:
                     ),
                     axis=1,
                 )
-                for shard in shards
+                for shard in self._shard_order(epoch)
             ]
         )
 
@@ -112,6 +121,8 @@ class ClipStream:
         self.seed, self.batch_size = seed, batch_size
         sizes = [shard.samples for shard in self.manifest.shards]
         self.order = EpochOrder(sizes, seed=seed, lanes=config.lanes)
+        self.damage = DamageTally(folder, self.manifest, config.max_damaged_fraction)
+        """Of what was delivered, not of what workers have read ahead."""
 
     @property
     def samples_an_epoch(self) -> int:
@@ -120,13 +131,19 @@ class ClipStream:
     def batches(self, start: int = 0) -> Generator[ClipBatch, None, None]:
         """Endless batches from the `start`-th sample on, a multiple of the batch size.
 
-        Close it to end its loader workers.
+        Close it to end its loader workers. What is damaged is counted in `self.damage` and named
+        in one line a shard.
+
+        Raises:
+            UserError: more is damaged than `data.max_damaged_fraction`, or a shard can't be read.
+            StorageError: object storage failed for longer than `storage.retry_seconds`.
         """
         assert start % self.batch_size == 0
         workers = self.config.num_workers
         if workers == 0:
-            for places, clips in _LaneBatches(self, start).parts():
-                yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(places))
+            for part in _LaneBatches(self, start).parts():
+                self._count(part.damage)
+                yield ClipBatch(part.clips.permute(0, 4, 1, 2, 3), tuple(part.places))
             return
         others = set(multiprocessing.active_children())
         loader = iter(
@@ -146,9 +163,10 @@ class ClipStream:
         try:
             while True:
                 parts = [_unwrap(next(loader)) for _ in range(workers)]  # one of each, in turn
-                places = [place for part in parts for place in part[0]]
+                self._count(damage for part in parts for damage in part.damage)
+                places = [place for part in parts for place in part.places]
                 in_order = torch.tensor(places).argsort()
-                clips = torch.cat([part[1] for part in parts])[in_order]
+                clips = torch.cat([part.clips for part in parts])[in_order]
                 yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(sorted(places)))
         finally:
             del loader  # workers that it can still reach leave by themselves
@@ -158,31 +176,42 @@ class ClipStream:
     def reference_clips(self, count: int) -> Tensor:
         """The same real clips at every call, spread evenly over the data set: uint8
         (count, 3, T, H, W). With fewer samples than `count`, samples come again at other starts."""
-        shards = _ShardCache(self.folder, self.manifest, capacity=1)
+        reader = self.reader(capacity=1)
         chosen = sorted((index * self.samples_an_epoch) // count for index in range(count))
         ends = np.cumsum(self.order.shard_sizes)
         clips = []
         for index, number in enumerate(chosen):
             shard = int(np.searchsorted(ends, number, side="right"))
             place = number - int(ends[shard]) + self.order.shard_sizes[shard]
-            clips.append(self.clip(shards.get(shard), REFERENCE_EPOCH + index, (shard, place)))
+            clips.append(reader.clip(REFERENCE_EPOCH + index, (shard, place)))
+        self._count(reader.take_damage())
         return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
 
-    def clip(
-        self, shard: list[tuple[dict[str, Any], bytes]], epoch: int, sample: Sample
-    ) -> NDArray[np.uint8]:
-        """One clip, uint8 (T, H, W, 3), with start and stride drawn from (seed, epoch, sample)."""
-        rng = numpy_generator(self.seed, f"clip/{sample[0]}", epoch, sample[1])
-        config, spec = self.config, self.manifest.clip
-        stride = config.frame_stride
-        if config.random_stride:
-            stride = int(rng.integers(1, stride + 1))
-        first = int(rng.integers(spec.stored_frames - (config.clip_frames - 1) * stride))
-        frames = range(first, first + config.clip_frames * stride, stride)
-        return decode(shard[sample[1]][1], spec.clip_format, frames)
+    def reader(self, capacity: int) -> ClipReader:
+        """Reads clips in this process, with at most so many shards in memory."""
+        return ClipReader(
+            self.folder,
+            self.manifest,
+            self.config,
+            seed=self.seed,
+            shards_from=self.order.shards_from,
+            capacity=capacity,
+        )
+
+    def _count(self, damages: Iterable[ShardDamage]) -> None:
+        for line in self.damage.add(damages):
+            tqdm.write(line)
+        self.damage.check()
 
 
-LanePart = tuple[list[int], Tensor]  # (places, clips (b, T, H, W, 3))
+class LanePart(NamedTuple):
+    """What one worker has of a batch."""
+
+    places: list[int]
+    clips: Tensor
+    """uint8 (b, T, H, W, 3)."""
+    damage: tuple[ShardDamage, ...]
+    """Found while these clips were read, and not told before by this worker."""
 
 
 def _unwrap(part: LanePart | DistganError) -> LanePart:
@@ -225,32 +254,13 @@ class _LaneBatches(IterableDataset[LanePart | DistganError]):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         lanes = range(worker, stream.config.lanes, workers)
         places = [p for p in range(stream.batch_size) if p % stream.config.lanes in lanes]
-        shards = _ShardCache(stream.folder, stream.manifest, capacity=len(lanes) + 1)
+        reader = stream.reader(capacity=len(lanes) + 1)
         position = self.start
         while True:
-            clips = []
-            for place in places:
-                epoch, sample = stream.order.sample(position + place)
-                clips.append(stream.clip(shards.get(sample[0]), epoch, sample))
-            yield places, torch.from_numpy(np.stack(clips))
+            samples = [stream.order.sample(position + place) for place in places]
+            clips = np.stack([reader.clip(epoch, sample) for epoch, sample in samples])
+            yield LanePart(places, torch.from_numpy(clips), reader.take_damage())
             position += stream.batch_size
-
-
-class _ShardCache:
-    """The shards that a reader's lanes are in: a few whole shards in memory."""
-
-    def __init__(self, folder: str, manifest: Manifest, capacity: int) -> None:
-        self.folder, self.manifest, self.capacity = folder, manifest, capacity
-        self.shards: OrderedDict[int, list[tuple[dict[str, Any], bytes]]] = OrderedDict()
-
-    def get(self, index: int) -> list[tuple[dict[str, Any], bytes]]:
-        if index not in self.shards:
-            while len(self.shards) >= self.capacity:
-                self.shards.popitem(last=False)
-            entry = self.manifest.shards[index]
-            self.shards[index] = read_shard(self.folder, entry, self.manifest.clip.clip_format)
-        self.shards.move_to_end(index)
-        return self.shards[index]
 
 
 def check_fits(manifest: Manifest, config: DataConfig, folder: str) -> None:

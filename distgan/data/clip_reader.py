@@ -1,0 +1,123 @@
+"""Training clips by sample: reads shards, decodes clips, and replaces the damaged ones.
+
+Which clip replaces a damaged one is drawn from (seed, epoch, sample), so it is the same whoever
+reads, and no other sample changes its place.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distgan.config import DataConfig
+from distgan.data.clip_formats import decode
+from distgan.data.damage import ShardDamage
+from distgan.data.manifest import Manifest
+from distgan.data.shard_reader import Shard, read_shard
+from distgan.errors import UserError
+from distgan.seeding import numpy_generator
+
+Sample = tuple[int, int]  # (shard, index in the shard)
+
+
+class ClipReader:
+    """Holds a few whole shards in memory, for one process.
+
+    Args:
+        shards_from: (epoch, shard) -> all shards in the epoch's order, beginning with that one.
+        capacity: shards held at a time.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        manifest: Manifest,
+        config: DataConfig,
+        *,
+        seed: int,
+        shards_from: Callable[[int, int], Iterable[int]],
+        capacity: int,
+    ) -> None:
+        self.folder, self.manifest, self.config = folder, manifest, config
+        self.seed, self.shards_from, self.capacity = seed, shards_from, capacity
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
+        self._lost: dict[int, Shard] = {}  # nothing of them is left, so they take no room
+        self._reported: set[int | Sample] = set()
+        self._found: list[ShardDamage] = []
+
+    def clip(self, epoch: int, sample: Sample) -> NDArray[np.uint8]:
+        """One clip, uint8 (T, H, W, 3), with start and stride drawn from (seed, epoch, sample).
+
+        Raises:
+            UserError: nothing in the data set is left to replace a damaged sample with.
+            StorageError: object storage failed for longer than `storage.retry_seconds`.
+        """
+        rng = numpy_generator(self.seed, f"clip/{sample[0]}", epoch, sample[1])
+        config, spec = self.config, self.manifest.clip
+        stride = config.frame_stride
+        if config.random_stride:
+            stride = int(rng.integers(1, stride + 1))
+        first = int(rng.integers(spec.stored_frames - (config.clip_frames - 1) * stride))
+        frames = range(first, first + config.clip_frames * stride, stride)
+        clip = self._decoded(sample, frames)
+        return self._replacement(epoch, sample, frames) if clip is None else clip
+
+    def take_damage(self) -> tuple[ShardDamage, ...]:
+        """What this reader found damaged since the last call, nothing of it twice."""
+        found, self._found = tuple(self._found), []
+        return found
+
+    def _replacement(self, epoch: int, sample: Sample, frames: Sequence[int]) -> NDArray[np.uint8]:
+        """The same frames of another sample: of the same shard or, if that has none left, of the
+        next one in the epoch's order, which the lane reads next anyway."""
+        rng = numpy_generator(self.seed, f"replacement/{sample[0]}", epoch, sample[1])
+        for shard in self.shards_from(epoch, sample[0]):
+            for index in rng.permutation(self.manifest.shards[shard].samples):
+                # Whether it was met before must not matter: damage is judged anew here.
+                clip = self._decoded((shard, int(index)), frames)
+                if clip is not None:
+                    return clip
+        raise UserError(
+            f"every sample of the data set {self.folder} is damaged; copy it again from where it "
+            "was prepared, or prepare it again into an empty folder"
+        )
+
+    def _decoded(self, sample: Sample, frames: Sequence[int]) -> NDArray[np.uint8] | None:
+        """The frames of a sample, (T, H, W, 3); None if it is damaged, which is noted."""
+        shard, index = sample
+        data = self._shard(shard).clips[index]
+        if data is None:
+            return None
+        spec = self.manifest.clip
+        try:
+            clip = decode(data, spec.clip_format, frames)
+        except ValueError:
+            clip = None
+        if clip is None or clip.shape[1:] != (spec.resolution, spec.resolution, 3):
+            # Equal words for every such clip: which one is met first depends on who reads.
+            what = "holds clips that do not decode to what the manifest says"
+            self._report(sample, ShardDamage(shard, what, ((index, "undecodable"),)))
+            return None
+        return clip
+
+    def _shard(self, index: int) -> Shard:
+        if index in self._lost:
+            return self._lost[index]
+        if index not in self._shards:
+            while len(self._shards) >= self.capacity:
+                self._shards.popitem(last=False)
+            shard = read_shard(self.folder, self.manifest, index)
+            if shard.damage is not None:
+                self._report(index, shard.damage)
+            if all(clip is None for clip in shard.clips):
+                self._lost[index] = shard
+                return shard
+            self._shards[index] = shard
+        self._shards.move_to_end(index)
+        return self._shards[index]
+
+    def _report(self, what: int | Sample, damage: ShardDamage) -> None:
+        if what not in self._reported:
+            self._reported.add(what)
+            self._found.append(damage)

@@ -1,0 +1,97 @@
+"""Reads shards whole, finds out what is damaged in them, and saves the rest.
+
+Imports neither torch nor webdataset, so that worker processes start fast.
+"""
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+
+from distgan import storage
+from distgan.data.damage import Cause, ShardDamage
+from distgan.data.manifest import Manifest, ShardEntry
+from distgan.data.tars import read_members
+from distgan.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What could be read of a shard, by index of the sample."""
+
+    clips: tuple[bytes | None, ...]
+    """The clip members whose crc32 is right; None where a sample is damaged."""
+    facts: tuple[bytes | None, ...]
+    """The text of each sample's `KEY.json`; None where there is none."""
+    damage: ShardDamage | None
+    unlisted: tuple[str, ...] = ()
+    """Clip members that the manifest doesn't list."""
+
+
+def read_shard(folder: str, manifest: Manifest, index: int) -> Shard:
+    """The samples of a shard, each checked on its own where the shard as a whole is not right.
+
+    Only the named members of each sample are looked at, and nothing is unpickled.
+
+    Raises:
+        UserError: the shard is there but may not be read.
+        StorageError: object storage failed for longer than `storage.retry_seconds`.
+    """
+    entry = manifest.shards[index]
+    path = storage.join(folder, entry.name)
+    digest = ""
+
+    def is_right(data: bytes) -> bool:
+        nonlocal digest
+        digest = hashlib.sha256(data).hexdigest()
+        return digest == entry.sha256
+
+    try:
+        data = storage.read_bytes(path, is_right=is_right)
+    except FileNotFoundError:
+        every = tuple[tuple[int, Cause], ...]((i, "shard_missing") for i in range(entry.samples))
+        nothing = (None,) * entry.samples
+        return Shard(nothing, nothing, ShardDamage(index, "is missing", every))
+    except OSError as error:
+        raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
+    digest = digest or hashlib.sha256(data).hexdigest()  # local files are not judged on the way
+    return _check(data, digest, manifest, index)
+
+
+def _check(data: bytes, digest: str, manifest: Manifest, index: int) -> Shard:
+    entry, ending = manifest.shards[index], manifest.clip.clip_format
+    problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
+    members = read_members(data).members
+    clips: list[bytes | None] = []
+    damaged: list[tuple[int, Cause]] = []
+    for place, (key, crc32) in enumerate(zip(entry.keys, entry.crc32, strict=True)):
+        clip = members.get(f"{key}.{ending}")
+        if clip is None:
+            damaged.append((place, other_cause))
+        elif zlib.crc32(clip) != crc32:
+            damaged.append((place, "crc32"))
+            clip = None
+        clips.append(clip)
+    if damaged and not problem:
+        problem = "does not hold the samples that the manifest lists"
+    listed = {f"{key}.{ending}" for key in entry.keys}
+    return Shard(
+        clips=tuple(clips),
+        facts=tuple(members.get(f"{key}.json") for key in entry.keys),
+        damage=ShardDamage(index, problem, tuple(damaged)) if problem else None,
+        unlisted=tuple(n for n in members if n.endswith(f".{ending}") and n not in listed),
+    )
+
+
+def _problem_of_bytes(
+    length: int, digest: str, manifest: Manifest, entry: ShardEntry
+) -> tuple[str, Cause]:
+    """What is wrong with the shard as a whole, if anything, and why a sample may not be in it."""
+    if digest == entry.sha256 and length == entry.bytes:
+        return "", "sample_missing"
+    for other in manifest.shards:
+        if other.sha256 == digest and other.name != entry.name:
+            return f"holds what the manifest calls {other.name}", "shard_swapped"
+    if length != entry.bytes:
+        problem = f"has {length} bytes instead of {entry.bytes}"
+        return problem, "shard_truncated" if length < entry.bytes else "sample_missing"
+    return "has another sha256 than the manifest says", "sample_missing"

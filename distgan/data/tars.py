@@ -1,0 +1,72 @@
+"""Members of a tar that may be damaged.
+
+`tarfile` ends without a word at the first header that it can't read. Here the search goes on behind
+it, and the caller learns that something was skipped.
+"""
+
+import io
+import tarfile
+from typing import NamedTuple
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAGIC, _MAGIC_OFFSET = b"ustar", 257
+
+
+class TarContents(NamedTuple):
+    members: dict[str, bytes]
+    """Plain files by name; links, folders, sparse files and half members are left out."""
+    damaged_at: int | None
+    """First byte of the first place that is no tar (or where its end is missing); None if whole."""
+
+
+def read_members(data: bytes) -> TarContents:
+    """All plain files that can be found in the bytes of a tar, damaged or not."""
+    members: dict[str, bytes] = {}
+    damaged_at: int | None = None
+    start = 0
+    while start < len(data):
+        end = _read_from(data, start, members)
+        if _is_end(data, end):
+            return TarContents(members, damaged_at)
+        damaged_at = end if damaged_at is None else damaged_at
+        start = _next_header(data, end + _BLOCK)
+    return TarContents(members, start if damaged_at is None else damaged_at)
+
+
+def _read_from(data: bytes, start: int, members: dict[str, bytes]) -> int:
+    """Adds members from the header at `start` on; returns where the first unreadable one begins."""
+    file, end = io.BytesIO(data), start
+    file.seek(start)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                past = member.offset_data + member.size
+                if member.size < 0 or past > len(data):
+                    break  # cut off, or a size that would lead backwards
+                is_plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+                if is_plain and not member.issparse():
+                    members[member.name] = data[member.offset_data : past]
+                end = past + -past % _BLOCK
+    except (tarfile.TarError, ValueError, EOFError, OverflowError):
+        pass  # the caller sees it: `end` is not the end of the tar
+    return end
+
+
+def _is_end(data: bytes, place: int) -> bool:
+    """Whether nothing but the zeros that close a tar follows, at least one block of them."""
+    return len(data) >= place + _BLOCK and not data[place:].strip(b"\0")
+
+
+def _next_header(data: bytes, start: int) -> int:
+    """The next block that looks like a header and has the right checksum; else len(data)."""
+    found = data.find(_MAGIC, start)
+    while found >= 0:
+        block = found - _MAGIC_OFFSET
+        if block >= start and block % _BLOCK == 0:
+            try:
+                tarfile.TarInfo.frombuf(data[block : block + _BLOCK], "utf-8", "surrogateescape")
+                return block
+            except tarfile.TarError:
+                pass  # damaged as well
+        found = data.find(_MAGIC, found + 1)
+    return len(data)

@@ -1,0 +1,125 @@
+"""`launch.py data verify`: holds a data set against its manifest, to the last clip."""
+
+import contextlib
+import json
+from collections import Counter
+from functools import partial
+
+from tqdm import tqdm
+
+from distgan import storage
+from distgan.data.clip_formats import decode
+from distgan.data.damage import EXPLANATIONS, ShardDamage
+from distgan.data.manifest import ClipSpec, Manifest, read_manifest
+from distgan.data.shard_reader import read_shard
+from distgan.data.workers import in_processes
+
+
+def verify(
+    folder: str, *, processes: int = 0, show_progress: bool = True
+) -> tuple[Manifest, list[str]]:
+    """The manifest, and a line for each problem: none if the data set is sound.
+
+    Checks every shard's presence, length, sha256 and samples; every clip's crc32; that each one
+    decodes to the manifest's size and number of frames; and that no other shards lie there.
+
+    Args:
+        processes: that read and decode; 0 means one a CPU core.
+
+    Raises:
+        UserError: there is no manifest, or something may not be read.
+        StorageError: object storage failed for longer than `storage.retry_seconds`.
+    """
+    manifest, _ = read_manifest(folder)
+    problems = _problems_of_manifest(manifest)
+    results = in_processes(
+        partial(check_shard, folder, manifest), range(len(manifest.shards)), processes=processes
+    )
+    with (
+        contextlib.closing(results),
+        tqdm(
+            total=len(manifest.shards), desc="verify", unit="shard", disable=not show_progress
+        ) as progress,
+    ):
+        for found in results:
+            problems += found
+            progress.update()
+            progress.set_postfix(problems=len(problems), refresh=False)
+    named = {entry.name for entry in manifest.shards}
+    others = [name for name in storage.list_names(folder) if name.endswith(".tar")]
+    problems += [
+        f"{name}: lies in the folder, but the manifest does not name it"
+        for name in others
+        if name not in named
+    ]
+    return manifest, problems
+
+
+def check_shard(folder: str, manifest: Manifest, index: int) -> list[str]:
+    """A line for each problem of one shard, in a worker process or here."""
+    entry, shard = manifest.shards[index], read_shard(folder, manifest, index)
+    problems: list[str] = []
+    if shard.damage is not None:
+        problems.append(f"{entry.name}: {shard.damage.problem}; copy it again, or prepare again")
+        problems += _damaged_samples(manifest, shard.damage)
+    for key, clip, facts in zip(entry.keys, shard.clips, shard.facts, strict=True):
+        reason = "" if clip is None else _reason_against(clip, manifest.clip)
+        if reason:
+            problems.append(f"{entry.name}: {key}: {reason}")
+        if facts is not None and not _is_json_object(facts):
+            problems.append(f"{entry.name}: {key}: its facts ({key}.json) are no JSON object")
+    if shard.damage is None:  # of a damaged shard, what it should hold is problem enough
+        problems += [
+            f"{entry.name}: {name}: the manifest does not list it" for name in shard.unlisted
+        ]
+    return problems
+
+
+def _damaged_samples(manifest: Manifest, damage: ShardDamage) -> list[str]:
+    """A line a sample, but none where the shard's own line says it of all of them."""
+    if {cause for _, cause in damage.samples} <= {"shard_missing", "shard_swapped"}:
+        return []
+    entry = manifest.shards[damage.shard]
+    return [
+        f"{entry.name}: {entry.keys[index]}: {EXPLANATIONS[cause]}"
+        for index, cause in damage.samples
+    ]
+
+
+def _reason_against(clip: bytes, spec: ClipSpec) -> str:
+    """Why a clip is not what the manifest says; empty if it is."""
+    try:
+        found = decode(clip, spec.clip_format).shape
+    except ValueError as error:
+        return f"does not decode ({error})"
+    wanted = (spec.stored_frames, spec.resolution, spec.resolution, 3)
+    if found == wanted:
+        return ""
+    return (
+        f"has {found[0]} frames of {found[2]}x{found[1]} pixels instead of {wanted[0]} of "
+        f"{wanted[2]}x{wanted[1]}"
+    )
+
+
+def _is_json_object(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _problems_of_manifest(manifest: Manifest) -> list[str]:
+    """What does not fit together within the manifest itself."""
+    names = Counter(entry.name for entry in manifest.shards)
+    keys = Counter(key for entry in manifest.shards for key in entry.keys)
+    problems = [
+        f"{n}: the manifest names it {count} times" for n, count in names.items() if count > 1
+    ]
+    problems += [
+        f"manifest.json: {count} samples have the key {key}"
+        for key, count in keys.items()
+        if count > 1
+    ]
+    if not manifest.samples:
+        problems.append("manifest.json: it lists no samples")
+    return problems

@@ -1,0 +1,64 @@
+"""Data sets whose clips say in their pixels which one they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from distgan.config import DataConfig
+from distgan.data.clip_formats import encode
+from distgan.data.manifest import ClipSpec, Manifest, ShardEntry, write_manifest
+from distgan.data.shards import ShardWriter
+from distgan.data.stream import ClipStream
+
+SIZE, STORED = 8, 7
+
+
+def make_data(folder: Path, shard_sizes: list[int]) -> str:
+    """Clips whose red is their number, and whose green is the number of the frame."""
+    number, entries = 0, []
+    for size in shard_sizes:
+        writer = ShardWriter(str(folder), "npy", 1e12)
+        writer.entries = list(entries)
+        for _ in range(size):
+            clip = np.zeros((STORED, SIZE, SIZE, 3), np.uint8)
+            clip[..., 0], clip[..., 1] = number, np.arange(STORED)[:, None, None]
+            facts = json.dumps({"number": number}).encode()
+            writer.write(f"clip-{number:04d}", facts, encode(clip, 8, "npy"))
+            number += 1
+        writer.finish()
+        entries = list(writer.entries)
+    write_data_manifest(folder, entries)
+    return str(folder)
+
+
+def write_data_manifest(folder: Path, entries: list[ShardEntry]) -> None:
+    spec = ClipSpec(resolution=SIZE, stored_frames=STORED, frame_rate_hz=8, clip_format="npy")
+    write_manifest(
+        str(folder),
+        Manifest(clip=spec, shards=tuple(entries), prepare={}, counts={}, dropped={}),
+    )
+
+
+def open_stream(
+    folder: str,
+    *,
+    lanes: int = 4,
+    batch: int = 4,
+    seed: int = 0,
+    workers: int = 0,
+    frames: int = 2,
+    stride: int = 1,
+    random_stride: bool = False,
+    max_damaged: float = 0.001,
+) -> ClipStream:
+    config = DataConfig(
+        resolution=SIZE,
+        clip_frames=frames,
+        frame_stride=stride,
+        random_stride=random_stride,
+        lanes=lanes,
+        num_workers=workers,
+        max_damaged_fraction=max_damaged,
+    )
+    return ClipStream(folder, config, seed=seed, batch_size=batch)
