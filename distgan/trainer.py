@@ -16,6 +16,7 @@ from tqdm import tqdm
 from distgan.adversarial_step import AdversarialStep
 from distgan.checkpoint import Checkpoint, load_newest, save_checkpoint, set_aside_after
 from distgan.config import Config
+from distgan.config_loading import dump_yaml
 from distgan.data.stream import ClipBatch, ClipStream
 from distgan.ema import ema_decay, update_ema
 from distgan.engine import Engine
@@ -94,6 +95,8 @@ class Trainer:
             MetricsWriter(self.config.run.dir, self.step) as writer,
             StopSignals().watching() as signals,
         ):
+            if self.step == 0:
+                writer.text("config", f"```yaml\n{dump_yaml(self.config)}```")
             observer = Observer(self.config, self.stream, self.average, writer)
             try:
                 return self._loop(observer, signals)

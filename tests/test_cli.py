@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from distgan.data.demo import render_demo_videos
+from tests.test_writer import events
 from tests.tiny import TINY, launch
 
 
@@ -55,6 +56,8 @@ def test_run_folder_holds_what_is_promised(run_dir: Path) -> None:
     }  # fmt: skip
     assert expected <= set(lines[-1])
     assert Image.open(run_dir / "samples" / "step_00000012.gif").n_frames == 4  # type: ignore[attr-defined]
+    [text] = events(run_dir).Tensors("config")
+    assert "max_steps: 12" in text.tensor_proto.string_val[0].decode()
 
 
 def test_finished_run_is_left_as_it_is(run_dir: Path, tiny_data: str) -> None:
