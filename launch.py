@@ -302,6 +302,7 @@ def _config(arguments: argparse.Namespace) -> "Config":
         "run.dir": run_dir,
         "run.init_from": config.run.init_from,
         "data.shards": config.data.shards,
+        "data.cache_dir": config.data.cache_dir,
     }
     return with_values(config, {k: _absolute(p) if p else "" for k, p in paths.items()})
 

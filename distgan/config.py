@@ -124,7 +124,16 @@ class DataConfig(Section):
     lanes: int = Field(8, ge=1)
     """Fixed streams the data is dealt to; must divide train.batch_size."""
     num_workers: int = Field(1, ge=0)
-    """Processes that read and decode, per training process; 0 reads inside the training process."""
+    """Processes that read and decode, per training process, at most one a lane; 0 reads inside the
+    training process."""
+    shards_in_flight: int = Field(4, ge=1)
+    """Shards that each of them reads ahead at a time; beside these it holds one a lane in memory,
+    and one more."""
+    cache_dir: str = ""
+    """Folder on a local disk for shards from object storage, shared by all processes of a machine;
+    empty means no cache."""
+    cache_gigabytes: float = Field(100.0, gt=0)
+    """Room that the cache may take; the least recently used shards leave."""
     max_damaged_fraction: float = Field(0.001, ge=0, le=1)
     """Share of the data set's samples that may be damaged (each is replaced by another, and
     counted) before training stops."""

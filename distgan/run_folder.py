@@ -21,7 +21,7 @@ _CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, 
 FREE_ON_RESUME = (
     "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.",
     "train.max_steps", "train.device", "data.num_workers", "data.shards",
-    "data.max_damaged_fraction", "preset",
+    "data.shards_in_flight", "data.cache_", "data.max_damaged_fraction", "preset",
 )  # fmt: skip
 
 

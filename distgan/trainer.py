@@ -107,8 +107,11 @@ class Trainer:
     def _loop(self, observer: Observer, signals: StopSignals) -> Outcome:
         saved = self.step if self.step else -1
         reason = self.rules.reason(self.step, self._epoch(), self.seconds)
+        pin_memory = self.device.type == "cuda"
         with (
-            contextlib.closing(self.stream.batches(self.clips_seen)) as batches,
+            contextlib.closing(
+                self.stream.batches(self.clips_seen, pin_memory=pin_memory)
+            ) as batches,
             tqdm(
                 total=self.config.train.max_steps,
                 initial=self.step,
@@ -142,7 +145,7 @@ class Trainer:
         with self.timer.part("step"):
             clips = batch.clips
             if self.device.type == "cuda":
-                clips = clips.pin_memory().to(self.device, non_blocking=True)
+                clips = clips.to(self.device, non_blocking=True)
             metrics = self.adversarial.run(clips, batch.places, self.step + 1)
             self.step += 1
             train = self.config.train

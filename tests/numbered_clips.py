@@ -51,6 +51,9 @@ def open_stream(
     stride: int = 1,
     random_stride: bool = False,
     max_damaged: float = 0.001,
+    rank: int = 0,
+    ranks: int = 1,
+    in_flight: int = 4,
 ) -> ClipStream:
     config = DataConfig(
         resolution=SIZE,
@@ -60,5 +63,6 @@ def open_stream(
         lanes=lanes,
         num_workers=workers,
         max_damaged_fraction=max_damaged,
+        shards_in_flight=in_flight,
     )
-    return ClipStream(folder, config, seed=seed, batch_size=batch)
+    return ClipStream(folder, config, seed=seed, batch_size=batch, rank=rank, ranks=ranks)

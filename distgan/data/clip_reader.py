@@ -4,8 +4,9 @@ Which clip replaces a damaged one is drawn from (seed, epoch, sample), so it is 
 reads, and no other sample changes its place.
 """
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +15,20 @@ from distgan.config import DataConfig
 from distgan.data.clip_formats import decode
 from distgan.data.damage import ShardDamage
 from distgan.data.manifest import Manifest
+from distgan.data.order import EpochOrder, Sample
+from distgan.data.prefetch import ShardPrefetcher
+from distgan.data.shard_cache import ShardCache
 from distgan.data.shard_reader import Shard, read_shard
 from distgan.errors import UserError
 from distgan.seeding import numpy_generator
-
-Sample = tuple[int, int]  # (shard, index in the shard)
 
 
 class ClipReader:
     """Holds a few whole shards in memory, for one process.
 
     Args:
-        shards_from: (epoch, shard) -> all shards in the epoch's order, beginning with that one.
-        capacity: shards held at a time.
+        order: of the samples; its seed is that of each clip's start and stride as well.
+        capacity: shards held at a time, beside those in flight.
     """
 
     def __init__(
@@ -34,17 +36,33 @@ class ClipReader:
         folder: str,
         manifest: Manifest,
         config: DataConfig,
+        order: EpochOrder,
         *,
-        seed: int,
-        shards_from: Callable[[int, int], Iterable[int]],
         capacity: int,
     ) -> None:
-        self.folder, self.manifest, self.config = folder, manifest, config
-        self.seed, self.shards_from, self.capacity = seed, shards_from, capacity
+        self.folder, self.manifest, self.config, self.order = folder, manifest, config, order
+        self.seed, self.capacity = order.seed, capacity
+        self._cache = ShardCache(config) if config.cache_dir else None
+        self._ahead: ShardPrefetcher | None = None
         self._shards: OrderedDict[int, Shard] = OrderedDict()
         self._lost: dict[int, Shard] = {}  # nothing of them is left, so they take no room
         self._reported: set[int | Sample] = set()
         self._found: list[ShardDamage] = []
+
+    @contextlib.contextmanager
+    def reading_ahead(self, position: int, lanes: Sequence[int]) -> Iterator[ShardPrefetcher]:
+        """While inside, shards that these lanes come to are read in the background."""
+        self._ahead = ShardPrefetcher(
+            self._read,
+            self.order.visits(position, lanes),
+            lambda shard: shard in self._shards or shard in self._lost,
+            self.config.shards_in_flight,
+        )
+        try:
+            yield self._ahead
+        finally:
+            self._ahead.close()
+            self._ahead = None
 
     def clip(self, epoch: int, sample: Sample) -> NDArray[np.uint8]:
         """One clip, uint8 (T, H, W, 3), with start and stride drawn from (seed, epoch, sample).
@@ -72,7 +90,7 @@ class ClipReader:
         """The same frames of another sample: of the same shard or, if that has none left, of the
         next one in the epoch's order, which the lane reads next anyway."""
         rng = numpy_generator(self.seed, f"replacement/{sample[0]}", epoch, sample[1])
-        for shard in self.shards_from(epoch, sample[0]):
+        for shard in self.order.shards_from(epoch, sample[0]):
             for index in rng.permutation(self.manifest.shards[shard].samples):
                 # Whether it was met before must not matter: damage is judged anew here.
                 clip = self._decoded((shard, int(index)), frames)
@@ -107,15 +125,21 @@ class ClipReader:
         if index not in self._shards:
             while len(self._shards) >= self.capacity:
                 self._shards.popitem(last=False)
-            shard = read_shard(self.folder, self.manifest, index)
+            shard = self._ahead.take(index) if self._ahead else self._read(index)
             if shard.damage is not None:
                 self._report(index, shard.damage)
             if all(clip is None for clip in shard.clips):
                 self._lost[index] = shard
-                return shard
-            self._shards[index] = shard
+            else:
+                self._shards[index] = shard
+            if self._ahead:
+                self._ahead.look_ahead()
+            return shard
         self._shards.move_to_end(index)
         return self._shards[index]
+
+    def _read(self, index: int) -> Shard:
+        return read_shard(self.folder, self.manifest, index, self._cache)
 
     def _report(self, what: int | Sample, damage: ShardDamage) -> None:
         if what not in self._reported:

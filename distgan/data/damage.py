@@ -72,6 +72,15 @@ class DamageTally:
             self._samples[damage.shard].update(damage.samples)
         return [f"damaged data: {self._describe(shard)}" for shard in new]
 
+    def merge(self, states: Iterable[Mapping[str, Any]]) -> None:
+        """Takes in what tallies of other ranks have counted, each given by its `state`."""
+        for state in states:
+            other = DamageTally(self.folder, self.manifest, self.max_fraction)
+            other.load_state(state)
+            self._problems = other._problems | self._problems
+            for shard, samples in other._samples.items():
+                self._samples.setdefault(shard, {}).update(samples)
+
     def check(self) -> None:
         """Raises `UserError`, naming shards, causes and the remedy, if there is too much damage."""
         damaged, total = self.num_samples, self.manifest.samples

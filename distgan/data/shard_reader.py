@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from distgan import storage
 from distgan.data.damage import Cause, ShardDamage
 from distgan.data.manifest import Manifest, ShardEntry
+from distgan.data.shard_cache import ShardCache
 from distgan.data.tars import read_members
 from distgan.errors import UserError
 
@@ -27,10 +28,13 @@ class Shard:
     """Clip members that the manifest doesn't list."""
 
 
-def read_shard(folder: str, manifest: Manifest, index: int) -> Shard:
+def read_shard(
+    folder: str, manifest: Manifest, index: int, cache: ShardCache | None = None
+) -> Shard:
     """The samples of a shard, each checked on its own where the shard as a whole is not right.
 
-    Only the named members of each sample are looked at, and nothing is unpickled.
+    What object storage gave right is kept in the `cache`. Only the named members of each sample
+    are looked at, and nothing is unpickled.
 
     Raises:
         UserError: the shard is there but may not be read.
@@ -46,7 +50,10 @@ def read_shard(folder: str, manifest: Manifest, index: int) -> Shard:
         return digest == entry.sha256
 
     try:
-        data = storage.read_bytes(path, is_right=is_right)
+        if cache is None or storage.is_local(path):
+            data = storage.read_bytes(path, is_right=is_right)
+        else:
+            data = cache.read(path, entry.sha256, is_right)
     except FileNotFoundError:
         every = tuple[tuple[int, Cause], ...]((i, "shard_missing") for i in range(entry.samples))
         nothing = (None,) * entry.samples

@@ -1,14 +1,15 @@
-"""The deterministic stream of training clips.
+"""The deterministic stream of training clips, for one rank of any number.
 
-The order is a function of (seed, epoch) alone. Samples of all epochs form one endless sequence;
-its j-th sample belongs to epoch j // N and is read by lane j mod L. Within an epoch the shards are
-shuffled and laid end to end, each lane takes one contiguous piece of that row, and samples are
-shuffled inside each shard. So a lane reads about 1/L of the shards, every clip comes once an epoch,
-batches run on over an epoch's end, and the whole position is one number: samples delivered. A
-damaged sample is replaced in its place and counted; see `clip_reader` and `damage`.
+The order is a function of (seed, epoch) alone; see `order`. A rank owns whole lanes, its loader
+workers share them, and each clip knows its place in the global batch: so the number of ranks and
+workers changes nothing, a lane reads about 1/L of the shards, every clip comes once an epoch,
+batches run on over an epoch's end, and the whole position is one number: samples delivered to all
+ranks. A damaged sample is replaced in its place and counted; see `clip_reader` and `damage`.
 """
 
 import atexit
+import contextlib
+import itertools
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -19,86 +20,37 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from distgan import storage
 from distgan.config import DataConfig, StorageConfig
-from distgan.data.clip_reader import ClipReader, Sample
+from distgan.data.clip_reader import ClipReader
 from distgan.data.damage import DamageTally, ShardDamage
 from distgan.data.manifest import Manifest, read_manifest
+from distgan.data.order import EpochOrder
 from distgan.errors import DistganError, UserError
-from distgan.seeding import numpy_generator
 
 REFERENCE_EPOCH = 1_000_000_000  # draws starts and strides of reference clips; no run gets there
-
-
-class EpochOrder:
-    """Which sample the j-th place of the endless sequence holds."""
-
-    def __init__(self, shard_sizes: Sequence[int], *, seed: int, lanes: int) -> None:
-        self.shard_sizes = tuple(shard_sizes)
-        self.samples = sum(shard_sizes)
-        self.seed, self.lanes = seed, lanes
-        self._rows: dict[int, NDArray[np.int64]] = {}  # of the last two epochs asked for
-
-    def sample(self, position: int) -> tuple[int, Sample]:
-        """(epoch, sample) of the `position`-th sample since the start of training."""
-        epoch, within = divmod(position, self.samples)
-        first = epoch * self.samples  # the epoch's first position belongs to lane first mod L
-        lane = position % self.lanes
-        offset = 0
-        for other in range(lane):
-            offset += self._lane_length(first, other)
-        rank = (within - (lane - first) % self.lanes) // self.lanes
-        shard, index = self._row(epoch)[offset + rank]
-        return epoch, (int(shard), int(index))
-
-    def shards_from(self, epoch: int, shard: int) -> list[int]:
-        """All shards in the order of an epoch's row, from `shard` on and round to it."""
-        order = [int(other) for other in self._shard_order(epoch)]
-        place = order.index(shard)
-        return order[place:] + order[:place]
-
-    def _shard_order(self, epoch: int) -> NDArray[np.int64]:
-        rng = numpy_generator(self.seed, "shard order", epoch)
-        return rng.permutation(len(self.shard_sizes))
-
-    def _lane_length(self, first: int, lane: int) -> int:
-        return (self.samples - (lane - first) % self.lanes + self.lanes - 1) // self.lanes
-
-    def _row(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._rows:
-            self._rows = {e: row for e, row in self._rows.items() if e == epoch - 1}
-            self._rows[epoch] = self._make_row(epoch)
-        return self._rows[epoch]
-
-    def _make_row(self, epoch: int) -> NDArray[np.int64]:
-        """All samples of an epoch, (N, 2): shuffled shards end to end, shuffled inside."""
-        return np.concatenate(
-            [
-                np.stack(
-                    (
-                        np.full(self.shard_sizes[shard], shard),
-                        numpy_generator(self.seed, "sample order", epoch, int(shard)).permutation(
-                            self.shard_sizes[shard]
-                        ),
-                    ),
-                    axis=1,
-                )
-                for shard in self._shard_order(epoch)
-            ]
-        )
 
 
 @dataclass(frozen=True)
 class ClipBatch:
     clips: Tensor
-    """uint8 (B, 3, T, H, W), channels last in memory."""
+    """uint8 (B / ranks, 3, T, H, W), channels last in memory."""
     places: tuple[int, ...]
-    """Each clip's place in the global batch."""
+    """Each clip's place in the global batch, ascending."""
+
+
+class LanePart(NamedTuple):
+    """What one worker has of a batch."""
+
+    places: list[int]
+    clips: Tensor
+    """uint8 (b, T, H, W, 3)."""
+    damage: tuple[ShardDamage, ...]
+    """Found while these clips were read, and not told before by this worker."""
 
 
 class ClipStream:
@@ -109,16 +61,34 @@ class ClipStream:
         config: clip length, stride, lanes, workers.
         seed: of the order and of each clip's start and stride.
         batch_size: clips a global batch; a multiple of config.lanes.
+        rank: which of the ranks that share each batch this is.
+        ranks: their number; divides config.lanes.
 
     Raises:
-        UserError: there is no data set, or it does not fit the configuration.
+        UserError: there is no data set, or it does not fit the configuration or the ranks.
     """
 
-    def __init__(self, folder: str, config: DataConfig, *, seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        config: DataConfig,
+        *,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         self.manifest, self.digest = read_manifest(folder)
         check_fits(self.manifest, config, folder)
         self.folder, self.config = folder, config
-        self.seed, self.batch_size = seed, batch_size
+        if config.lanes % ranks:
+            raise UserError(
+                f"data.lanes={config.lanes} is not a multiple of the {ranks} training processes, "
+                "each of which reads whole lanes; change data.lanes or their number"
+            )
+        self.batch_size = batch_size
+        self.lanes = range(rank, config.lanes, ranks)
+        """Those of this rank."""
         sizes = [shard.samples for shard in self.manifest.shards]
         self.order = EpochOrder(sizes, seed=seed, lanes=config.lanes)
         self.damage = DamageTally(folder, self.manifest, config.max_damaged_fraction)
@@ -128,23 +98,38 @@ class ClipStream:
     def samples_an_epoch(self) -> int:
         return self.order.samples
 
-    def batches(self, start: int = 0) -> Generator[ClipBatch, None, None]:
-        """Endless batches from the `start`-th sample on, a multiple of the batch size.
+    def batches(
+        self, start: int = 0, *, pin_memory: bool = False
+    ) -> Generator[ClipBatch, None, None]:
+        """This rank's part of endless batches from the `start`-th sample of all ranks on.
 
         Close it to end its loader workers. What is damaged is counted in `self.damage` and named
         in one line a shard.
+
+        Args:
+            start: a multiple of the batch size.
+            pin_memory: put the clips where a GPU can fetch them while the program goes on.
 
         Raises:
             UserError: more is damaged than `data.max_damaged_fraction`, or a shard can't be read.
             StorageError: object storage failed for longer than `storage.retry_seconds`.
         """
         assert start % self.batch_size == 0
-        workers = self.config.num_workers
-        if workers == 0:
-            for part in _LaneBatches(self, start).parts():
-                self._count(part.damage)
-                yield ClipBatch(part.clips.permute(0, 4, 1, 2, 3), tuple(part.places))
-            return
+        parts = self._parts_of_workers(start) if self.config.num_workers else self._parts(start)
+        with contextlib.closing(parts):
+            for of_workers in parts:
+                self._count(damage for part in of_workers for damage in part.damage)
+                yield _join(of_workers, pin_memory)
+
+    def _parts(self, start: int) -> Generator[list[LanePart], None, None]:
+        """Each batch as one part, read in this process."""
+        with contextlib.closing(_LaneBatches(self, start).parts()) as parts:
+            for part in parts:
+                yield [part]
+
+    def _parts_of_workers(self, start: int) -> Generator[list[LanePart], None, None]:
+        """Each batch in parts, one of each worker process."""
+        workers = min(self.config.num_workers, len(self.lanes))
         others = set(multiprocessing.active_children())
         loader = iter(
             DataLoader(
@@ -162,12 +147,7 @@ class ClipStream:
         atexit.register(end_workers)
         try:
             while True:
-                parts = [_unwrap(next(loader)) for _ in range(workers)]  # one of each, in turn
-                self._count(damage for part in parts for damage in part.damage)
-                places = [place for part in parts for place in part.places]
-                in_order = torch.tensor(places).argsort()
-                clips = torch.cat([part.clips for part in parts])[in_order]
-                yield ClipBatch(clips.permute(0, 4, 1, 2, 3), tuple(sorted(places)))
+                yield [_unwrap(next(loader)) for _ in range(workers)]
         finally:
             del loader  # workers that it can still reach leave by themselves
             end_workers()
@@ -189,29 +169,12 @@ class ClipStream:
 
     def reader(self, capacity: int) -> ClipReader:
         """Reads clips in this process, with at most so many shards in memory."""
-        return ClipReader(
-            self.folder,
-            self.manifest,
-            self.config,
-            seed=self.seed,
-            shards_from=self.order.shards_from,
-            capacity=capacity,
-        )
+        return ClipReader(self.folder, self.manifest, self.config, self.order, capacity=capacity)
 
     def _count(self, damages: Iterable[ShardDamage]) -> None:
         for line in self.damage.add(damages):
             tqdm.write(line)
         self.damage.check()
-
-
-class LanePart(NamedTuple):
-    """What one worker has of a batch."""
-
-    places: list[int]
-    clips: Tensor
-    """uint8 (b, T, H, W, 3)."""
-    damage: tuple[ShardDamage, ...]
-    """Found while these clips were read, and not told before by this worker."""
 
 
 def _unwrap(part: LanePart | DistganError) -> LanePart:
@@ -244,23 +207,40 @@ class _LaneBatches(IterableDataset[LanePart | DistganError]):
 
     def __iter__(self) -> Iterator[LanePart | DistganError]:
         try:
-            yield from self.parts()
+            with contextlib.closing(self.parts()) as parts:
+                yield from parts
         except DistganError as error:
             yield error
 
-    def parts(self) -> Iterator[LanePart]:
+    def parts(self) -> Generator[LanePart, None, None]:
         """The same, raising its errors."""
         stream, info = self.stream, get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        lanes = range(worker, stream.config.lanes, workers)
+        lanes = stream.lanes[worker::workers]
         places = [p for p in range(stream.batch_size) if p % stream.config.lanes in lanes]
         reader = stream.reader(capacity=len(lanes) + 1)
-        position = self.start
-        while True:
-            samples = [stream.order.sample(position + place) for place in places]
-            clips = np.stack([reader.clip(epoch, sample) for epoch, sample in samples])
-            yield LanePart(places, torch.from_numpy(clips), reader.take_damage())
-            position += stream.batch_size
+        with reader.reading_ahead(self.start, lanes) as ahead:
+            # Nothing that the first batch can do without is read before it.
+            ahead.look_ahead(self.start + stream.batch_size)
+            for position in itertools.count(self.start, stream.batch_size):
+                samples = [stream.order.sample(position + place) for place in places]
+                clips = np.stack([reader.clip(epoch, sample) for epoch, sample in samples])
+                yield LanePart(places, torch.from_numpy(clips), reader.take_damage())
+                ahead.look_ahead(position + stream.batch_size + stream.samples_an_epoch)
+
+
+def _join(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
+    """The parts of all workers as one batch, in the order of their places."""
+    if len(parts) == 1 and not pin_memory:
+        joined, places = parts[0].clips, parts[0].places
+    else:
+        places = sorted(place for part in parts for place in part.places)
+        shape = (len(places), *parts[0].clips.shape[1:])
+        joined = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+        row = {place: index for index, place in enumerate(places)}
+        for part in parts:
+            joined[[row[place] for place in part.places]] = part.clips
+    return ClipBatch(joined.permute(0, 4, 1, 2, 3), tuple(places))
 
 
 def check_fits(manifest: Manifest, config: DataConfig, folder: str) -> None:
