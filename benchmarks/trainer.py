@@ -92,7 +92,7 @@ def _trainer_steps(
         config.data.shards, config.data, seed=config.seed, batch_size=config.train.batch_size
     )
     trainer = build_trainer(config, device, stream, show_progress=False)
-    observer = Observer(config, stream, trainer.average, MetricsWriter(config.run.dir))
+    observer = Observer(config, stream, trainer.average, MetricsWriter(config.run.dir), device)
     batches = stream.batches()
     waits: list[tuple[float, float]] = []
 

@@ -95,7 +95,7 @@ def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
 
 
 def save_checkpoint(
-    run_dir: str, step: int, tensors: Mapping[str, Tensor], state: Json, *, keep: int
+    run_dir: str, step: int, fragments: Sequence[Fragment], state: Json, *, keep: int
 ) -> str:
     """Writes and commits everything from one process, then drops all but the newest `keep`.
 
@@ -108,7 +108,7 @@ def save_checkpoint(
     folder = checkpoint_folder(run_dir, step)
     try:
         storage.remove_tree(folder)
-        part = write_fragments(folder, "rank-00000", whole(tensors))
+        part = write_fragments(folder, "rank-00000", fragments)
         commit(folder, [part], state)
     except OSError as error:
         storage.remove_tree(folder)

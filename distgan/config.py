@@ -282,9 +282,21 @@ class StorageConfig(Section):
     """How often metrics and events of a run on object storage are uploaded."""
 
 
+class ShardingConfig(Section):
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO splits over the workers: nothing, optimizer state (1), gradients (2), weights (3).
+    """
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in CPU memory and update there (stages 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep the weights in CPU memory between their uses (stage 3)."""
+
+
 class ClusterConfig(Section):
-    num_workers: Literal[0] = 0
-    """0 is local debug mode: this process, one device."""
+    num_workers: int = Field(0, ge=0)
+    """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed."""
+    generator: ShardingConfig = ShardingConfig()
+    discriminator: ShardingConfig = ShardingConfig()
 
 
 class Config(Section):

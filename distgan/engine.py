@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from distgan.checkpoint import Fragment, whole
 from distgan.config import NetworkOptimConfig
 from distgan.errors import DivergedError
 from distgan.optimizers import make_optimizer
@@ -51,12 +52,20 @@ class Engine(Protocol):
         """
         ...
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Weights (`NAME/parameter`) and optimizer state (`NAME.optimizer/parameter/key`)."""
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the whole weights, by their names in a checkpoint (`NAME/parameter`)."""
+        ...
+
+    def state_fragments(self) -> list[Fragment]:
+        """This rank's pieces of weights (`NAME/parameter`) and of optimizer state
+        (`NAME.optimizer/parameter/key`); the pieces of all ranks make whole tensors."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse; the tensors hold more than this network's own."""
+        """Takes what this rank needs of whole tensors; they hold more than this network's own.
+
+        Without optimizer state in them, only the weights are taken.
+        """
         ...
 
 
@@ -108,7 +117,14 @@ class PlainEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {f"{self.name}/{n}": tuple(p.shape) for n, p in self.module.named_parameters()}
+
+    def state_fragments(self) -> list[Fragment]:
+        return whole(self.state_tensors())
+
     def state_tensors(self) -> dict[str, Tensor]:
+        """The whole state under its names in a checkpoint, not copied."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters():
             tensors[f"{self.name}/{name}"] = parameter.detach()

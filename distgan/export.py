@@ -19,12 +19,12 @@ from distgan.checkpoint import load_newest
 from distgan.config import Config
 from distgan.config_checks import check_config
 from distgan.config_loading import build_config
+from distgan.ema import EMA
 from distgan.errors import UserError
 from distgan.generator import Generator
 from distgan.networks import build_generator
 
 FOLDER, WEIGHTS, DESCRIPTION = "generator", "model.safetensors", "generator.json"
-EMA = "ema"
 
 
 @dataclass(frozen=True, kw_only=True)

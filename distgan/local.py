@@ -6,6 +6,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.data.stream import ClipStream
+from distgan.ema import PlainAverage
 from distgan.engine import PlainEngine
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_device, pick_precision
@@ -42,20 +43,18 @@ def build_trainer(
 ) -> Trainer:
     """A trainer over plain engines, at its start weights."""
     precision = config.train.precision
-    average = build_generator(config, device).requires_grad_(False)
+    generator = build_generator(config, device)
     return Trainer(
         config,
         device,
-        PlainEngine(
-            "generator", build_generator(config, device), config.optim.generator, precision
-        ),
+        PlainEngine("generator", generator, config.optim.generator, precision),
         PlainEngine(
             "discriminator",
             build_discriminator(config, device),
             config.optim.discriminator,
             precision,
         ),
-        average,
+        PlainAverage(build_generator(config, device), generator),
         stream,
         show_progress=show_progress,
     )

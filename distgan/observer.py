@@ -9,7 +9,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.data.conditioning import condition
 from distgan.data.stream import ClipStream
-from distgan.generator import Generator
+from distgan.ema import Average
 from distgan.metrics.proxy import ProxyDistance
 from distgan.metrics.writer import MetricsWriter
 from distgan.pictures import contact_sheet, enlarge, grid, write_gif
@@ -20,11 +20,15 @@ class Observer:
     """Draws samples from the averaged generator with seeds 0, 1, 2, ... and measures them."""
 
     def __init__(
-        self, config: Config, stream: ClipStream, average: Generator, writer: MetricsWriter
+        self,
+        config: Config,
+        stream: ClipStream,
+        average: Average,
+        writer: MetricsWriter,
+        device: torch.device,
     ) -> None:
         self.config, self.stream, self.writer = config, stream, writer
-        self.sampler = Sampler(average, config.train.precision)
-        self.device = self.sampler.device
+        self.average, self.device = average, device
         self._real: Tensor | None = None
         self._proxy: ProxyDistance | None = None
         self._last_log: tuple[float, int] | None = None
@@ -71,7 +75,9 @@ class Observer:
     def _sample(self, real: Tensor) -> Tensor:
         """uint8 as `real`: seeds 0, 1, 2, ..., on the conditions that these real clips give."""
         given, known = condition(real.float() / 127.5 - 1, self.config.conditioning)
-        return self.sampler.clips(range(len(real)), given, known)
+        with self.average.whole() as generator:
+            sampler = Sampler(generator, self.config.train.precision)
+            return sampler.clips(range(len(real)), given, known)
 
     def _shown_clips(self) -> Tensor:
         """Of the real clips, `log.num_samples` that lie far apart: few videos repeat themselves."""

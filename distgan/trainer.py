@@ -18,11 +18,10 @@ from distgan.checkpoint import Checkpoint, load_newest, save_checkpoint, set_asi
 from distgan.config import Config
 from distgan.config_loading import dump_yaml
 from distgan.data.stream import ClipBatch, ClipStream
-from distgan.ema import ema_decay, update_ema
+from distgan.ema import Average, ema_decay
 from distgan.engine import Engine
 from distgan.errors import DivergedError, UserError
-from distgan.export import EMA, TrainedGenerator, export_generator
-from distgan.generator import Generator
+from distgan.export import TrainedGenerator, export_generator
 from distgan.metrics.writer import MetricsWriter
 from distgan.observer import Observer
 from distgan.run_folder import StopSignals, alone_in, mark_diverged, save_config
@@ -49,7 +48,7 @@ class Trainer:
         device: torch.device,
         generator: Engine,
         discriminator: Engine,
-        average: Generator,
+        average: Average,
         stream: ClipStream,
         *,
         show_progress: bool = True,
@@ -97,7 +96,7 @@ class Trainer:
         ):
             if self.step == 0:
                 writer.text("config", f"```yaml\n{dump_yaml(self.config)}```")
-            observer = Observer(self.config, self.stream, self.average, writer)
+            observer = Observer(self.config, self.stream, self.average, writer, self.device)
             try:
                 return self._loop(observer, signals)
             except DivergedError as error:
@@ -152,7 +151,7 @@ class Trainer:
             decay = ema_decay(
                 train.batch_size, self.clips_seen, train.ema_half_life_clips, train.ema_ramp
             )
-            update_ema(self.average, self.engines[0].module, decay)
+            self.average.update(decay)
         self.means.add(metrics)
         self.rules.observe_sign(self.step, metrics["score/sign"].item())
 
@@ -185,9 +184,9 @@ class Trainer:
     def save(self, observer: Observer) -> None:
         """Commits everything that a resumed run needs to equal one that never stopped."""
         observer.writer.flush()
-        tensors = {f"{EMA}/{n}": p.detach() for n, p in self.average.named_parameters()}
+        fragments = self.average.state_fragments()
         for engine in self.engines:
-            tensors |= engine.state_tensors()
+            fragments += engine.state_fragments()
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -202,7 +201,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
         }
         save_checkpoint(
-            self.config.run.dir, self.step, tensors, state, keep=self.config.checkpoint.keep
+            self.config.run.dir, self.step, fragments, state, keep=self.config.checkpoint.keep
         )
 
     def _resume(self) -> None:
@@ -224,9 +223,8 @@ class Trainer:
                 f"data.shards={self.stream.folder} is not the data set that this run was trained "
                 "on (its manifest differs); give that one, or start a new run with run.init_from"
             )
-        self._load_weights(checkpoint)
-        for engine in self.engines:
-            engine.load_state_tensors(checkpoint.tensors)
+        for part in (self.average, *self.engines):
+            part.load_state_tensors(checkpoint.tensors)
         self.step, self.earlier_seconds = state["step"], state["seconds"]
         self.rules.load_state(state["rules"])
         self.means.load_state(state["means"], self.device)
@@ -242,8 +240,9 @@ class Trainer:
             tqdm.write(f"damaged checkpoint passed by: {problem}")
         if checkpoint is None:
             raise UserError(f"run.init_from={source}: no complete checkpoint there")
-        wanted = {n: tuple(t.shape) for e in self.engines for n, t in e.state_tensors().items()}
-        wanted |= {f"{EMA}/{n}": tuple(p.shape) for n, p in self.average.named_parameters()}
+        wanted = self.average.parameter_shapes()
+        for engine in self.engines:
+            wanted |= engine.parameter_shapes()
         ours = {n: t for n, t in checkpoint.tensors.items() if ".optimizer/" not in n}
         there = {n: tuple(t.shape) for n, t in ours.items()}
         if wanted != there:
@@ -252,23 +251,16 @@ class Trainer:
                 f"run.init_from={source}: its networks are not those of this configuration "
                 f"({differing} names or shapes differ); use the same model section"
             )
-        self._load_weights(checkpoint)
-        for engine in self.engines:
-            engine.load_state_tensors(ours)
-
-    def _load_weights(self, checkpoint: Checkpoint) -> None:
-        with torch.no_grad():
-            for name, parameter in self.average.named_parameters():
-                parameter.copy_(checkpoint.tensors[f"{EMA}/{name}"])
+        for part in (self.average, *self.engines):
+            part.load_state_tensors(ours)
 
     def export(self) -> str:
         """Writes the EMA generator into the run folder."""
-        return export_generator(
-            self.config.run.dir,
-            TrainedGenerator(
-                generator=self.average,
+        with self.average.whole() as generator:
+            trained = TrainedGenerator(
+                generator=generator,
                 config=self.config,
                 step=self.step,
                 frame_rate_hz=self.stream.manifest.clip.frame_rate_hz,
-            ),
-        )
+            )
+            return export_generator(self.config.run.dir, trained)

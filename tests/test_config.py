@@ -157,7 +157,8 @@ def test_unknown_keys_name_the_nearest(override: str, hint: str) -> None:
         "model.attention=none",
         "stop.sign_bounds=[0.1]",
         "checkpoint.keep=1",
-        "cluster.num_workers=2",
+        "cluster.num_workers=-1",
+        "cluster.generator.zero_stage=4",
         "run.dir=[1]",
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from distgan import observer as observer_module
 from distgan.config_loading import load_config
 from distgan.data.stream import ClipStream
+from distgan.ema import PlainAverage
 from distgan.metrics.writer import MetricsWriter
 from distgan.networks import build_generator
 from distgan.observer import Observer
@@ -27,12 +28,13 @@ def test_the_real_clips_shown_differ_and_give_the_samples_their_conditions(
         ]
     )  # fmt: skip
     stream = ClipStream(tiny_data, config.data, seed=0, batch_size=config.train.batch_size)
-    generator = build_generator(config, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    average = PlainAverage(build_generator(config, cpu), build_generator(config, cpu))
     with (
         MetricsWriter(str(tmp_path)) as writer,
         patch.object(observer_module, "contact_sheet") as sheet,
     ):
-        Observer(config, stream, generator, writer).samples_if_due(1)
+        Observer(config, stream, average, writer, cpu).samples_if_due(1)
     (_, real), (_, made) = sheet.call_args.args[0]
     assert real.shape == made.shape == (4, 4, 16, 16, 3)
     assert len({clip.tobytes() for clip in real}) == 4

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from distgan.config import NetworkOptimConfig
-from distgan.ema import ema_decay, update_ema
+from distgan.ema import PlainAverage, ema_decay
+from distgan.networks import build_generator
 from distgan.optimizers import decay, learning_rate, make_optimizer
-from tests.tiny_networks import weights_of
+from tests.tiny_networks import CPU, tiny_config, weights_of
 
 
 @pytest.mark.parametrize(
@@ -108,14 +109,15 @@ def test_the_ramp_bounds_the_half_life_by_the_clips_seen() -> None:
 
 
 def test_the_average_moves_towards_the_network() -> None:
-    average, network = nn.Linear(3, 2), nn.Linear(3, 2)
+    average, network = (build_generator(tiny_config({"seed": s}), CPU) for s in (0, 1))
     before, target = weights_of(average), weights_of(network)
-    update_ema(average, network, 0.75)
+    moving = PlainAverage(average, network)
+    moving.update(0.75)
     for now, old, new, own in zip(
         average.parameters(), before, target, network.parameters(), strict=True
     ):
         torch.testing.assert_close(now.detach(), 0.75 * old + 0.25 * new)
         assert torch.equal(own, new)
-    update_ema(average, network, 0.0)
+    moving.update(0.0)
     for now, new in zip(average.parameters(), target, strict=True):
         assert torch.equal(now, new)

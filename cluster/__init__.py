@@ -1,0 +1,1 @@
+"""Where a run happens: Ray Train workers, ZeRO engines and sharded checkpoints."""
