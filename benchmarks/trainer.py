@@ -92,7 +92,8 @@ def _trainer_steps(
         config.data.shards, config.data, seed=config.seed, batch_size=config.train.batch_size
     )
     trainer = build_trainer(config, device, stream, show_progress=False)
-    observer = Observer(config, stream, trainer.average, MetricsWriter(config.run.dir), device)
+    writer = MetricsWriter(config.run.dir)
+    observer = Observer(config, stream, trainer.average, writer, trainer.team, device)
     batches = stream.batches()
     waits: list[tuple[float, float]] = []
 
@@ -101,8 +102,7 @@ def _trainer_steps(
             start = time.perf_counter()
             batch = trainer.next_batch(batches)
             got = time.perf_counter()
-            trainer.train_on(batch)
-            trainer.log(observer)
+            trainer.note(trainer.train_on(batch), observer)
             waits.append((got - start, time.perf_counter() - start))
 
     return run, waits

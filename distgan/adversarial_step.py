@@ -15,7 +15,7 @@ from distgan.augmentation import augment
 from distgan.config import Config
 from distgan.data.conditioning import condition
 from distgan.engine import Engine
-from distgan.errors import DivergedError
+from distgan.errors import NonFiniteError
 from distgan.losses import (
     DISCRIMINATOR_LOSSES,
     GENERATOR_LOSSES,
@@ -64,7 +64,7 @@ class AdversarialStep:
             step: the number of the step that this makes; the first is 1.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; that network was not updated.
+            NonFiniteError: a loss or gradient is not finite; that network was not updated.
         """
         assert len(places) % self.config.train.accumulation == 0, "micro-batches weigh the same"
         size = len(places) // self.config.train.accumulation
@@ -99,8 +99,8 @@ class AdversarialStep:
         rate = learning_rate(optim, step, self.schedule_steps)
         try:
             norm = engine.step(rate)
-        except DivergedError as error:
-            raise DivergedError(f"step {step}: {error}") from error
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step}: {error}") from error
         return total | {
             f"gradient_norm/{engine.name}": norm,
             f"learning_rate/{engine.name}": torch.tensor(rate),

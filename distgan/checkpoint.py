@@ -7,10 +7,11 @@ without it does not exist for readers. Every rank may write the pieces it owns; 
 tensors together, whatever the number of writers was.
 """
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +56,9 @@ class Checkpoint:
 
 
 def whole(tensors: Mapping[str, Tensor]) -> list[Fragment]:
-    """Each tensor as one piece: what a process that owns everything writes."""
+    """Each tensor, copied, as one piece: what a process that owns everything writes."""
     return [
-        Fragment(name, tuple(tensor.shape), 0, tensor.detach().cpu().reshape(-1))
+        Fragment(name, tuple(tensor.shape), 0, tensor.detach().to("cpu", copy=True).reshape(-1))
         for name, tensor in tensors.items()
     ]
 
@@ -94,10 +95,9 @@ def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
     storage.write_bytes(storage.join(folder, COMMITTED), _digest(manifest).encode())
 
 
-def save_checkpoint(
-    run_dir: str, step: int, fragments: Sequence[Fragment], state: Json, *, keep: int
-) -> str:
-    """Writes and commits everything from one process, then drops all but the newest `keep`.
+@contextlib.contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """For writing to a checkpoint's folder inside.
 
     Raises:
         UserError: the disk is full, or the folder can't be written. What was half-written is
@@ -105,20 +105,20 @@ def save_checkpoint(
         StorageError: object storage failed for too long. What was half-written stays uncommitted
             until the next start clears it away.
     """
-    folder = checkpoint_folder(run_dir, step)
     try:
-        storage.remove_tree(folder)
-        part = write_fragments(folder, "rank-00000", fragments)
-        commit(folder, [part], state)
+        yield
     except OSError as error:
         storage.remove_tree(folder)
         raise UserError(
             f"can't write the checkpoint {folder}: {error.strerror or error}; the one before is "
             "untouched: make room (or lower checkpoint.keep) and run the same command again"
         ) from error
+
+
+def drop_old(run_dir: str, keep: int) -> None:
+    """Removes all committed checkpoints but the newest `keep`."""
     for old in committed_steps(run_dir)[:-keep]:
         _remove(checkpoint_folder(run_dir, old))
-    return folder
 
 
 def committed_steps(run_dir: str) -> list[int]:

@@ -235,6 +235,9 @@ class StopConfig(Section):
     above their fake partner; outside it the run has diverged (exit code 3)."""
     sign_patience_steps: int = Field(500, ge=1)
     """Length of that running mean, and how long it may stay out of bounds."""
+    nonfinite_steps: int = Field(3, ge=1)
+    """So many steps in a row without a finite gradient (such a step updates nothing) send the run
+    back to its newest checkpoint; when they come again it has diverged (exit code 3)."""
 
 
 class CheckpointConfig(Section):

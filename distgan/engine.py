@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distgan.checkpoint import Fragment, whole
 from distgan.config import NetworkOptimConfig
-from distgan.errors import DivergedError
+from distgan.errors import NonFiniteError
 from distgan.optimizers import make_optimizer
 
 
@@ -48,7 +48,8 @@ class Engine(Protocol):
         """Updates the weights and returns the gradient's global norm before clipping.
 
         Raises:
-            DivergedError: the norm is not finite; nothing was updated.
+            NonFiniteError: the norm is not finite, on any rank. Nothing was updated, and the
+                gradients are cleared.
         """
         ...
 
@@ -108,7 +109,8 @@ class PlainEngine:
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
         if not torch.isfinite(norm):
-            raise DivergedError(f"the gradient norm of the {self.name} is {norm.item()}")
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFiniteError(f"the gradient norm of the {self.name} is {norm.item()}")
         if self.clip_norm and norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / norm)
         for group in self.optimizer.param_groups:

@@ -21,3 +21,7 @@ class DivergedError(DistganError):
     """Training left the region it can come back from; a rerun must not retry it blindly."""
 
     exit_code = 3
+
+
+class NonFiniteError(DivergedError):
+    """A gradient is not finite: the network was not updated, on no rank. It may pass."""

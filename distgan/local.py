@@ -10,7 +10,8 @@ from distgan.ema import PlainAverage
 from distgan.engine import PlainEngine
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_device, pick_precision
-from distgan.run_folder import start_or_resume
+from distgan.run_folder import StopSignals, alone_in, start_or_resume
+from distgan.team import Alone
 from distgan.trainer import Outcome, Trainer
 
 
@@ -35,7 +36,9 @@ def train_locally(config: Config, *, show_progress: bool = True) -> Outcome:
             "train.schedule_steps": config.train.schedule_steps or config.train.max_steps,
         },
     )
-    return build_trainer(config, device, stream, show_progress=show_progress).run()
+    trainer = build_trainer(config, device, stream, show_progress=show_progress)
+    with alone_in(config.run.dir), StopSignals().watching() as signals:
+        return trainer.run(signals)
 
 
 def build_trainer(
@@ -56,5 +59,6 @@ def build_trainer(
         ),
         PlainAverage(build_generator(config, device), generator),
         stream,
+        Alone(),
         show_progress=show_progress,
     )

@@ -10,25 +10,31 @@ from distgan.config import Config
 from distgan.data.conditioning import condition
 from distgan.data.stream import ClipStream
 from distgan.ema import Average
+from distgan.generator import Generator
 from distgan.metrics.proxy import ProxyDistance
 from distgan.metrics.writer import MetricsWriter
 from distgan.pictures import contact_sheet, enlarge, grid, write_gif
 from distgan.sampling import Sampler
+from distgan.team import Team, from_first
 
 
 class Observer:
-    """Draws samples from the averaged generator with seeds 0, 1, 2, ... and measures them."""
+    """Draws samples from the averaged generator with seeds 0, 1, 2, ... and measures them.
+
+    All ranks call its methods together; rank 0 alone draws and writes, the others have no writer.
+    """
 
     def __init__(
         self,
         config: Config,
         stream: ClipStream,
         average: Average,
-        writer: MetricsWriter,
+        writer: MetricsWriter | None,
+        team: Team,
         device: torch.device,
     ) -> None:
         self.config, self.stream, self.writer = config, stream, writer
-        self.average, self.device = average, device
+        self.average, self.team, self.device = average, team, device
         self._real: Tensor | None = None
         self._proxy: ProxyDistance | None = None
         self._last_log: tuple[float, int] | None = None
@@ -50,21 +56,31 @@ class Observer:
         interval = self.config.log.proxy_interval_steps
         if interval == 0 or step % interval:
             return {}
-        real = self._real_clips()
-        if self._proxy is None:
-            self._proxy = ProxyDistance(real, device=self.device)
-        return {"quality/proxy_frechet_ema": self._proxy.distance(self._sample(real))}
+        distance = None
+        with self.average.whole() as generator:
+            if self.team.rank == 0:
+                real = self._real_clips()
+                if self._proxy is None:
+                    self._proxy = ProxyDistance(real, device=self.device)
+                distance = self._proxy.distance(self._sample(generator, real))
+        return {"quality/proxy_frechet_ema": from_first(self.team, distance)}
 
     def samples_if_due(self, step: int) -> None:
         """Sample videos and an image grid, to TensorBoard and `samples/`, at their interval."""
         interval = self.config.log.sample_interval_steps
         if interval == 0 or step % interval:
             return
-        shown = self._shown_clips()
-        real, clips = (c.permute(0, 2, 3, 4, 1).numpy() for c in (shown, self._sample(shown)))
+        with self.average.whole() as generator:
+            if self.writer is not None:
+                shown = self._shown_clips()
+                made = self._sample(generator, shown)
+                self._show(self.writer, step, shown, made)
+
+    def _show(self, writer: MetricsWriter, step: int, shown: Tensor, made: Tensor) -> None:
+        real, clips = (c.permute(0, 2, 3, 4, 1).numpy() for c in (shown, made))
         rate = self.stream.manifest.clip.frame_rate_hz or 8.0
-        self.writer.video("samples/ema", step, clips, rate)
-        self.writer.image("samples/first_frames", step, enlarge(grid(clips)[0], 256))
+        writer.video("samples/ema", step, clips, rate)
+        writer.image("samples/first_frames", step, enlarge(grid(clips)[0], 256))
         folder = storage.join(self.config.run.dir, "samples")
         write_gif(storage.join(folder, f"step_{step:08d}.gif"), clips, rate, least_size=256)
         contact_sheet(
@@ -72,12 +88,11 @@ class Observer:
             storage.join(folder, f"step_{step:08d}.png"),
         )
 
-    def _sample(self, real: Tensor) -> Tensor:
+    def _sample(self, generator: Generator, real: Tensor) -> Tensor:
         """uint8 as `real`: seeds 0, 1, 2, ..., on the conditions that these real clips give."""
         given, known = condition(real.float() / 127.5 - 1, self.config.conditioning)
-        with self.average.whole() as generator:
-            sampler = Sampler(generator, self.config.train.precision)
-            return sampler.clips(range(len(real)), given, known)
+        sampler = Sampler(generator, self.config.train.precision)
+        return sampler.clips(range(len(real)), given, known)
 
     def _shown_clips(self) -> Tensor:
         """Of the real clips, `log.num_samples` that lie far apart: few videos repeat themselves."""

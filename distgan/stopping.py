@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distgan.config import Config
-from distgan.errors import DivergedError
+from distgan.errors import DivergedError, NonFiniteError
 
 
 class StopRules:
@@ -19,6 +19,7 @@ class StopRules:
         self.best_step = 0
         self.sign_mean = 0.5
         self.steps_out_of_bounds = 0
+        self.skipped = self.skipped_in_a_row = 0
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the metric that target and plateau look at, where it was measured."""
@@ -47,6 +48,26 @@ class StopRules:
                 f"for {patience} steps"
             )
 
+    def observe_skipped(self, step: int, error: NonFiniteError) -> None:
+        """Counts a step that updated nothing because a gradient was not finite.
+
+        Raises:
+            NonFiniteError: there were `stop.nonfinite_steps` of them in a row.
+        """
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self.config.nonfinite_steps:
+            raise NonFiniteError(
+                f"{error}; no update for stop.nonfinite_steps={self.skipped_in_a_row} steps in a "
+                "row"
+            ) from error
+
+    def observe_update(self) -> None:
+        self.skipped_in_a_row = 0
+
+    def metrics(self) -> dict[str, float]:
+        return {"progress/skipped_steps": float(self.skipped)}
+
     def reason(self, step: int, epoch: float, seconds: float) -> str | None:
         """Why training ends after this step; None if it goes on."""
         config = self.config
@@ -73,6 +94,8 @@ class StopRules:
             "best_step": self.best_step,
             "sign_mean": self.sign_mean,
             "steps_out_of_bounds": self.steps_out_of_bounds,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -80,3 +103,5 @@ class StopRules:
         self.best, self.best_step = state["best"], state["best_step"]
         self.sign_mean = state["sign_mean"]
         self.steps_out_of_bounds = state["steps_out_of_bounds"]
+        self.skipped = state.get("skipped", 0)  # older checkpoints have none
+        self.skipped_in_a_row = state.get("skipped_in_a_row", 0)

@@ -1,31 +1,36 @@
-"""The training loop: one story for every engine.
+"""The training loop: one story for every engine and any number of ranks.
 
 Read a batch, take the G+D step, move the average, log, sample, save, ask whether to stop. Where the
-networks live and how they are updated is the engines' business.
+networks live and how they are updated is the engines' business. All ranks run this loop in step;
+what one of them learns (a signal, the clock, that its pieces are saved) reaches all in the same
+sums as the metrics, so that all decide alike. Rank 0 alone writes what people look at.
 """
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from distgan.adversarial_step import AdversarialStep
-from distgan.checkpoint import Checkpoint, load_newest, save_checkpoint, set_aside_after
+from distgan.adversarial_step import AdversarialStep, Metrics
 from distgan.config import Config
 from distgan.config_loading import dump_yaml
 from distgan.data.stream import ClipBatch, ClipStream
 from distgan.ema import Average, ema_decay
 from distgan.engine import Engine
-from distgan.errors import DivergedError, UserError
+from distgan.errors import DivergedError, NonFiniteError
 from distgan.export import TrainedGenerator, export_generator
 from distgan.metrics.writer import MetricsWriter
 from distgan.observer import Observer
-from distgan.run_folder import StopSignals, alone_in, mark_diverged, save_config
+from distgan.resuming import resume, run_state
+from distgan.run_folder import mark_diverged, save_config
+from distgan.saving import Saver
 from distgan.stopping import StopRules
+from distgan.team import Team
 from distgan.timing import MetricMeans, PartTimer
 
 
@@ -39,6 +44,15 @@ class Outcome:
     """SIGINT or SIGTERM, if one of them ended it."""
 
 
+class StopRequests(Protocol):
+    """Where a rank hears that training shall end with a checkpoint."""
+
+    @property
+    def received(self) -> int | None:
+        """SIGINT or SIGTERM, once it has come."""
+        ...
+
+
 class Trainer:
     """Trains until a stop rule holds or a signal comes; the run's folder says the rest."""
 
@@ -50,61 +64,76 @@ class Trainer:
         discriminator: Engine,
         average: Average,
         stream: ClipStream,
+        team: Team,
         *,
         show_progress: bool = True,
     ) -> None:
-        self.config, self.device, self.stream = config, device, stream
+        self.config, self.device, self.stream, self.team = config, device, stream, team
         self.engines = (generator, discriminator)
         self.average = average
         self.timer = PartTimer(device)
         self.adversarial = AdversarialStep(config, generator, discriminator, self.timer)
         self.rules = StopRules(config)
         self.means = MetricMeans()
-        self.show_progress = show_progress
+        self.show_progress = show_progress and team.rank == 0
         self.step = 0
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
+        self.seconds = 0.0
+        """Training time over all starts of the run, by rank 0's clock."""
 
     @property
     def clips_seen(self) -> int:
         return self.step * self.config.train.batch_size
 
-    @property
-    def seconds(self) -> float:
-        """Training time over all starts of the run."""
-        return self.earlier_seconds + time.monotonic() - self.started
-
-    def run(self) -> Outcome:
+    def run(self, requests: StopRequests) -> Outcome:
         """Resumes from the newest whole checkpoint, if there is one, and trains to the end.
 
         Raises:
             DivergedError: training left the region it can come back from; a marker stays behind.
             UserError: the run can't go on as asked, or a checkpoint can't be written.
         """
-        with alone_in(self.config.run.dir):
-            self._resume()
-            save_config(self.config)  # only now: a start that is refused leaves nothing behind
-            outcome = self._train()
-            self.export()
+        resume(self)
+        if self.team.rank == 0:  # only now: a start that is refused leaves nothing behind
+            save_config(self.config)
+        try:
+            outcome = self._train_and_roll_back(requests)
+        except DivergedError as error:
+            if self.team.rank == 0:
+                mark_diverged(self.config.run.dir, self.step, str(error))
+            raise
+        self.export()
         return outcome
 
-    def _train(self) -> Outcome:
-        self.started = time.monotonic()
-        with (
-            MetricsWriter(self.config.run.dir, self.step) as writer,
-            StopSignals().watching() as signals,
-        ):
-            if self.step == 0:
-                writer.text("config", f"```yaml\n{dump_yaml(self.config)}```")
-            observer = Observer(self.config, self.stream, self.average, writer, self.device)
-            try:
-                return self._loop(observer, signals)
-            except DivergedError as error:
-                mark_diverged(self.config.run.dir, self.step, str(error))
+    def _train_and_roll_back(self, requests: StopRequests) -> Outcome:
+        try:
+            return self._train(requests)
+        except NonFiniteError as error:
+            # A machine's fault passes; what follows from weights and data comes again, and then
+            # it is the run that is wrong.
+            self.say(f"{error}; going back to the newest checkpoint, once")
+            if not resume(self):
                 raise
+        return self._train(requests)
 
-    def _loop(self, observer: Observer, signals: StopSignals) -> Outcome:
+    def _train(self, requests: StopRequests) -> Outcome:
+        self.started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            writer = None
+            if self.team.rank == 0:
+                writer = stack.enter_context(MetricsWriter(self.config.run.dir, self.step))
+                if self.step == 0:
+                    writer.text("config", f"```yaml\n{dump_yaml(self.config)}```")
+            observer = Observer(
+                self.config, self.stream, self.average, writer, self.team, self.device
+            )
+            checkpoint = self.config.checkpoint
+            saver = Saver(self.config.run.dir, checkpoint.keep, self.team)
+            return self._loop(observer, saver, requests)
+
+    def _loop(self, observer: Observer, saver: Saver, requests: StopRequests) -> Outcome:
         saved = self.step if self.step else -1
+        _, number = self._agree({}, saver, requests)
         reason = self.rules.reason(self.step, self._epoch(), self.seconds)
         pin_memory = self.device.type == "cuda"
         with (
@@ -118,149 +147,148 @@ class Trainer:
                 disable=not self.show_progress,
             ) as bar,
         ):
-            while reason is None and signals.received is None:
-                self.train_on(self.next_batch(batches))
-                logged = self.log(observer, bar)
+            while reason is None and number is None:
+                metrics = self.train_on(self.next_batch(batches))
+                metrics, number = self._agree(metrics, saver, requests)
+                logged = self.note(metrics, observer, bar)
                 self.rules.observe(self.step, logged)
                 bar.update()
                 reason = self.rules.reason(self.step, self._epoch(), self.seconds)
                 if self.step % self.config.checkpoint.interval_steps == 0:
-                    self.save(observer)
+                    self.save(observer, saver)
                     saved = self.step
         if saved != self.step:
-            self.save(observer)
-        if reason is None:
-            reason = "a signal"
-            return Outcome(step=self.step, reason=reason, signal=signals.received)
-        return Outcome(step=self.step, reason=reason)
+            self.save(observer, saver)
+        saver.finish()
+        return Outcome(step=self.step, reason=reason or "a signal", signal=number)
 
     def next_batch(self, batches: Iterator[ClipBatch]) -> ClipBatch:
         """The next batch, with the wait for it timed."""
         with self.timer.part("data"):
             return next(batches)
 
-    def train_on(self, batch: ClipBatch) -> None:
-        """One step, from a batch to moved weights."""
+    def train_on(self, batch: ClipBatch) -> Metrics:
+        """One step, from a batch to moved weights; returns this rank's metrics.
+
+        A step whose gradient is not finite returns none: it ends where that is found, on all ranks.
+        """
         with self.timer.part("step"):
             clips = batch.clips
             if self.device.type == "cuda":
                 clips = clips.to(self.device, non_blocking=True)
-            metrics = self.adversarial.run(clips, batch.places, self.step + 1)
             self.step += 1
+            try:
+                metrics = self.adversarial.run(clips, batch.places, self.step)
+            except NonFiniteError as error:
+                self.rules.observe_skipped(self.step, error)
+                self.say(f"{error}; the update is left out")
+                return {}
+            self.rules.observe_update()
             train = self.config.train
-            decay = ema_decay(
-                train.batch_size, self.clips_seen, train.ema_half_life_clips, train.ema_ramp
+            self.average.update(
+                ema_decay(
+                    train.batch_size, self.clips_seen, train.ema_half_life_clips, train.ema_ramp
+                )
             )
-            self.average.update(decay)
-        self.means.add(metrics)
-        self.rules.observe_sign(self.step, metrics["score/sign"].item())
+        return metrics
 
-    def log(self, observer: Observer, bar: Any = None) -> dict[str, float]:
-        """Writes what is due after this step; returns what stop rules may look at."""
+    def _agree(
+        self, metrics: Metrics, saver: Saver, requests: StopRequests
+    ) -> tuple[Metrics, int | None]:
+        """The step's metrics over all ranks, and the signal that any of them has received.
+
+        In the same exchange, all learn the time and commit a checkpoint that is written whole.
+        """
+        seconds = self.earlier_seconds + time.monotonic() - self.started
+        own = {
+            "own/seconds": seconds if self.team.rank == 0 else 0.0,
+            "own/sigint": float(requests.received == signal.SIGINT),
+            "own/sigterm": float(requests.received == signal.SIGTERM),
+            "own/written": float(saver.has_written),
+        }
+        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in own.items()}
+        totals = self.team.totals(metrics | numbers)
+        of_all = {name: totals.pop(name).item() for name in own}
+        self.seconds = of_all["own/seconds"]
+        if of_all["own/written"] == self.team.size:
+            saver.commit()
+        number = next((s for s in (signal.SIGINT, signal.SIGTERM) if of_all[_OWN[s]]), None)
+        if self.team.size > 1:
+            totals = {name: total / self.team.size for name, total in totals.items()}
+        return totals, number
+
+    def note(self, metrics: Metrics, observer: Observer, bar: Any = None) -> dict[str, float]:
+        """Adds a step's metrics (of all ranks) to the means, and logs and shows what is due.
+
+        Returns:
+            What was logged, equal on all ranks but for the times.
+        """
+        if metrics:
+            self.means.add(metrics)
+            self.rules.observe_sign(self.step, metrics["score/sign"].item())
         logged: dict[str, float] = {}
         interval = self.config.log.interval_steps
         if self.step % interval == 0:
             logged = self.means.read()
             times = self.timer.read(interval)
             logged |= {"progress/epoch": self._epoch(), "progress/clips": float(self.clips_seen)}
+            logged |= self.rules.metrics()
+            self._share_damage()
             logged |= self.stream.damage.metrics()
             logged |= observer.speed(times, self.clips_seen)
             if bar is not None:
-                bar.set_postfix(
-                    D=f"{logged['loss/discriminator']:.3f}",
-                    G=f"{logged['loss/generator']:.3f}",
-                    sign=f"{logged['score/sign']:.2f}",
-                    clips_s=f"{logged.get('throughput/clips_per_s', 0):.1f}",
-                )
+                _show(bar, logged)
         logged |= observer.quality_if_due(self.step)
-        if logged:
+        if logged and observer.writer is not None:
             observer.writer.scalars(self.step, logged)
         observer.samples_if_due(self.step)
         return logged
 
+    def _share_damage(self) -> None:
+        """All ranks count what each has found; too much of it ends all."""
+        damage = self.stream.damage
+        damage.merge(self.team.gather(damage.state()))
+        damage.check()
+
     def _epoch(self) -> float:
         return self.clips_seen / self.stream.samples_an_epoch
 
-    def save(self, observer: Observer) -> None:
-        """Commits everything that a resumed run needs to equal one that never stopped."""
-        observer.writer.flush()
+    def save(self, observer: Observer, saver: Saver) -> None:
+        """Begins to save all that a resumed run needs to equal one that never stopped."""
+        if observer.writer is not None:
+            observer.writer.flush()
+        self._share_damage()
         fragments = self.average.state_fragments()
         for engine in self.engines:
             fragments += engine.state_fragments()
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "stream": {
-                "samples": self.clips_seen,
-                "data_set": self.stream.digest,
-                "damage": self.stream.damage.state(),
-            },
-            "rules": self.rules.state(),
-            "means": self.means.state(),
-            "frame_rate_hz": self.stream.manifest.clip.frame_rate_hz,
-            "config": self.config.model_dump(mode="json"),
-        }
-        save_checkpoint(
-            self.config.run.dir, self.step, fragments, state, keep=self.config.checkpoint.keep
-        )
+        saver.begin(self.step, fragments, run_state(self))
 
-    def _resume(self) -> None:
-        run_dir = self.config.run.dir
-        checkpoint, problems = load_newest(run_dir)
-        for problem in problems:
-            tqdm.write(f"damaged checkpoint passed by: {problem}")
-        if checkpoint is not None:
-            tqdm.write(f"resuming {run_dir} from step {checkpoint.step}")
-            self._load(checkpoint)
-        elif self.config.run.init_from:
-            self._init_from(self.config.run.init_from)
-        set_aside_after(run_dir, self.step)
-
-    def _load(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        if state["stream"]["data_set"] != self.stream.digest:
-            raise UserError(
-                f"data.shards={self.stream.folder} is not the data set that this run was trained "
-                "on (its manifest differs); give that one, or start a new run with run.init_from"
-            )
-        for part in (self.average, *self.engines):
-            part.load_state_tensors(checkpoint.tensors)
-        self.step, self.earlier_seconds = state["step"], state["seconds"]
-        self.rules.load_state(state["rules"])
-        self.means.load_state(state["means"], self.device)
-        damage = self.stream.damage
-        damage.load_state(state["stream"].get("damage", {}))  # older checkpoints have none
-        if damage.num_shards:
-            tqdm.write(f"damaged data found before: {damage.summary()}")
-
-    def _init_from(self, source: str) -> None:
-        """Starts a new run from another's newest weights: both networks and the average."""
-        checkpoint, problems = load_newest(source)
-        for problem in problems:
-            tqdm.write(f"damaged checkpoint passed by: {problem}")
-        if checkpoint is None:
-            raise UserError(f"run.init_from={source}: no complete checkpoint there")
-        wanted = self.average.parameter_shapes()
-        for engine in self.engines:
-            wanted |= engine.parameter_shapes()
-        ours = {n: t for n, t in checkpoint.tensors.items() if ".optimizer/" not in n}
-        there = {n: tuple(t.shape) for n, t in ours.items()}
-        if wanted != there:
-            differing = len(set(wanted.items()) ^ set(there.items()))
-            raise UserError(
-                f"run.init_from={source}: its networks are not those of this configuration "
-                f"({differing} names or shapes differ); use the same model section"
-            )
-        for part in (self.average, *self.engines):
-            part.load_state_tensors(ours)
-
-    def export(self) -> str:
-        """Writes the EMA generator into the run folder."""
+    def export(self) -> None:
+        """Writes the averaged generator into the run folder."""
         with self.average.whole() as generator:
-            trained = TrainedGenerator(
-                generator=generator,
-                config=self.config,
-                step=self.step,
-                frame_rate_hz=self.stream.manifest.clip.frame_rate_hz,
-            )
-            return export_generator(self.config.run.dir, trained)
+            if self.team.rank == 0:
+                trained = TrainedGenerator(
+                    generator=generator,
+                    config=self.config,
+                    step=self.step,
+                    frame_rate_hz=self.stream.manifest.clip.frame_rate_hz,
+                )
+                export_generator(self.config.run.dir, trained)
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        if self.team.rank == 0:
+            tqdm.write(text)
+
+
+_OWN = {signal.SIGINT: "own/sigint", signal.SIGTERM: "own/sigterm"}
+
+
+def _show(bar: Any, logged: dict[str, float]) -> None:
+    if "loss/generator" in logged:  # not if every step of the interval was left out
+        bar.set_postfix(
+            D=f"{logged['loss/discriminator']:.3f}",
+            G=f"{logged['loss/generator']:.3f}",
+            sign=f"{logged['score/sign']:.2f}",
+            clips_s=f"{logged.get('throughput/clips_per_s', 0):.1f}",
+        )

@@ -24,12 +24,12 @@ from distgan.checkpoint import (
     committed_steps,
     load_newest,
     read_checkpoint,
-    save_checkpoint,
     set_aside_after,
     whole,
     write_fragments,
 )
 from distgan.errors import UserError
+from tests.checkpoints import save_checkpoint
 from tests.damage import flip_bit
 
 STATE: dict[str, Any] = {"step": 3, "seconds": 1.5, "stream": {"samples": 12}, "best": None}
@@ -62,9 +62,7 @@ def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def save(run: Path, step: int, keep: int = 9) -> Path:
-    return Path(
-        save_checkpoint(str(run), step, whole(tensors(step)), STATE | {"step": step}, keep=keep)
-    )
+    return Path(save_checkpoint(str(run), step, tensors(step), STATE | {"step": step}, keep=keep))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -235,7 +233,7 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
 def test_a_checkpoint_may_be_written_again(tmp_path: Path) -> None:
     save(tmp_path, 5)
     again = {"x": torch.ones(3)}
-    save_checkpoint(str(tmp_path), 5, whole(again), STATE, keep=2)
+    save_checkpoint(str(tmp_path), 5, again, STATE, keep=2)
     loaded, _ = load_newest(str(tmp_path))
     assert loaded is not None
     assert_same(loaded.tensors, again)
@@ -345,7 +343,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full(small_disk: Path) -> None:
     def write(step: int) -> None:
         values = {"x": torch.full((25_000,), float(step))}  # 100 KB
-        save_checkpoint(str(small_disk), step, whole(values), STATE, keep=2)
+        save_checkpoint(str(small_disk), step, values, STATE, keep=2)
 
     write(1)
     write(2)

@@ -13,6 +13,7 @@ from distgan.ema import PlainAverage
 from distgan.metrics.writer import MetricsWriter
 from distgan.networks import build_generator
 from distgan.observer import Observer
+from distgan.team import Alone
 from tests.tiny import TINY
 
 
@@ -34,7 +35,7 @@ def test_the_real_clips_shown_differ_and_give_the_samples_their_conditions(
         MetricsWriter(str(tmp_path)) as writer,
         patch.object(observer_module, "contact_sheet") as sheet,
     ):
-        Observer(config, stream, average, writer, cpu).samples_if_due(1)
+        Observer(config, stream, average, writer, Alone(), cpu).samples_if_due(1)
     (_, real), (_, made) = sheet.call_args.args[0]
     assert real.shape == made.shape == (4, 4, 16, 16, 3)
     assert len({clip.tobytes() for clip in real}) == 4

@@ -11,12 +11,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from distgan.adversarial_step import to_float
-from distgan.checkpoint import save_checkpoint, whole
 from distgan.data.conditioning import condition
 from distgan.errors import UserError
 from distgan.export import TrainedGenerator, export_generator, load_generator
 from distgan.networks import build_generator
 from distgan.sampling import BATCH_SIZE, Sampler, to_uint8
+from tests.checkpoints import save_checkpoint
 from tests.damage import flip_bit
 from tests.tiny_networks import CPU, randomise, tiny_clips, tiny_config
 
@@ -105,7 +105,7 @@ def test_a_run_gives_the_average_of_its_newest_checkpoint(tmp_path: Path) -> Non
     weights = {f"ema/{name}": p.detach() for name, p in one.generator.named_parameters()}
     other = {f"generator/{name.removeprefix('ema/')}": 0 * p for name, p in weights.items()}
     state = {"frame_rate_hz": 8.0, "config": one.config.model_dump(mode="json")}
-    save_checkpoint(str(tmp_path), 30, whole(weights | other), state, keep=2)
+    save_checkpoint(str(tmp_path), 30, weights | other, state, keep=2)
     loaded = load_generator(str(tmp_path), CPU)
     assert (loaded.step, loaded.frame_rate_hz) == (30, 8.0)
     seeds = [0, 1]

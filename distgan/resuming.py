@@ -1,0 +1,114 @@
+"""What a checkpoint remembers of a run beside its tensors, and how a run takes it up again."""
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from distgan.checkpoint import (
+    Checkpoint,
+    checkpoint_folder,
+    load_newest,
+    read_checkpoint,
+    set_aside_after,
+)
+from distgan.errors import UserError
+from distgan.team import Team, from_first
+
+if TYPE_CHECKING:
+    from distgan.trainer import Trainer
+
+
+def run_state(trainer: "Trainer") -> dict[str, Any]:
+    """As JSON: counters, the stream's position, what stop rules and means remember."""
+    return {
+        "step": trainer.step,
+        "seconds": trainer.seconds,
+        "stream": {
+            "samples": trainer.clips_seen,
+            "data_set": trainer.stream.digest,
+            "damage": trainer.stream.damage.state(),
+        },
+        "rules": trainer.rules.state(),
+        "means": trainer.means.state(),
+        "frame_rate_hz": trainer.stream.manifest.clip.frame_rate_hz,
+        "config": trainer.config.model_dump(mode="json"),
+    }
+
+
+def resume(trainer: "Trainer") -> bool:
+    """Puts the trainer where its run's newest whole checkpoint is, if there is one.
+
+    Without one, a new run starts from the weights that `run.init_from` names. All ranks call it;
+    rank 0 chooses the checkpoint for all.
+
+    Returns:
+        Whether there was a checkpoint.
+
+    Raises:
+        UserError: the checkpoints, or those of `run.init_from`, do not fit this run.
+    """
+    run_dir, source = trainer.config.run.dir, trainer.config.run.init_from
+    checkpoint = _newest_for_all(run_dir, trainer.team)
+    if checkpoint is not None:
+        trainer.say(f"resuming {run_dir} from step {checkpoint.step}")
+        _load(trainer, checkpoint)
+    elif source:
+        _init_from(trainer, source)
+    if trainer.team.rank == 0:
+        set_aside_after(run_dir, trainer.step)
+    trainer.team.gather(None)
+    return checkpoint is not None
+
+
+def _newest_for_all(run_dir: str, team: Team) -> Checkpoint | None:
+    checkpoint = _newest(run_dir) if team.rank == 0 else None
+    step = from_first(team, checkpoint.step if checkpoint is not None else None)
+    if checkpoint is None and step is not None:
+        return read_checkpoint(checkpoint_folder(run_dir, step), step)
+    return checkpoint
+
+
+def _newest(run_dir: str) -> Checkpoint | None:
+    checkpoint, problems = load_newest(run_dir)
+    for problem in problems:
+        tqdm.write(f"damaged checkpoint passed by: {problem}")
+    return checkpoint
+
+
+def _load(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    state, stream = checkpoint.state, trainer.stream
+    if state["stream"]["data_set"] != stream.digest:
+        raise UserError(
+            f"data.shards={stream.folder} is not the data set that this run was trained "
+            "on (its manifest differs); give that one, or start a new run with run.init_from"
+        )
+    for part in (trainer.average, *trainer.engines):
+        part.load_state_tensors(checkpoint.tensors)
+    trainer.step = state["step"]
+    trainer.seconds = trainer.earlier_seconds = state["seconds"]
+    trainer.rules.load_state(state["rules"])
+    trainer.means.load_state(state["means"], trainer.device)
+    damage = stream.damage
+    damage.load_state(state["stream"].get("damage", {}))  # older checkpoints have none
+    if damage.num_shards:
+        trainer.say(f"damaged data found before: {damage.summary()}")
+
+
+def _init_from(trainer: "Trainer", source: str) -> None:
+    """Starts a new run from another's newest weights: both networks and the average."""
+    checkpoint = _newest_for_all(source, trainer.team)
+    if checkpoint is None:
+        raise UserError(f"run.init_from={source}: no complete checkpoint there")
+    wanted = trainer.average.parameter_shapes()
+    for engine in trainer.engines:
+        wanted |= engine.parameter_shapes()
+    ours = {n: t for n, t in checkpoint.tensors.items() if ".optimizer/" not in n}
+    there = {n: tuple(t.shape) for n, t in ours.items()}
+    if wanted != there:
+        differing = len(set(wanted.items()) ^ set(there.items()))
+        raise UserError(
+            f"run.init_from={source}: its networks are not those of this configuration "
+            f"({differing} names or shapes differ); use the same model section"
+        )
+    for part in (trainer.average, *trainer.engines):
+        part.load_state_tensors(ours)

@@ -1,0 +1,84 @@
+"""A checkpoint is written behind the training's back, and is still one commit of one moment."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from distgan import storage
+from distgan.checkpoint import committed_steps, load_newest, whole
+from distgan.errors import UserError
+from distgan.saving import Saver
+from distgan.team import Alone
+
+STATE = {"step": 1}
+
+
+class SlowDisk:
+    """Holds every write back until it is told to go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on = threading.Event()
+        write_bytes = storage.write_bytes
+
+        def write(path: str, data: bytes) -> None:
+            assert self.go_on.wait(30)
+            write_bytes(path, data)
+
+        monkeypatch.setattr(storage, "write_bytes", write)
+
+
+def until_written(saver: Saver) -> None:
+    for _ in range(3000):
+        if saver.has_written:
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("not written after 30 s")
+
+
+def test_training_goes_on_while_a_slow_disk_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, saver = SlowDisk(monkeypatch), Saver(str(tmp_path), 2, Alone())
+    weights = torch.zeros(3)
+    saver.begin(1, whole({"x": weights}), STATE)
+    assert not saver.has_written
+    weights += 1  # the next step's update
+    assert committed_steps(str(tmp_path)) == []
+    disk.go_on.set()
+    until_written(saver)
+    assert committed_steps(str(tmp_path)) == []  # other ranks may not have written yet
+    saver.commit()
+    saver.finish()
+    loaded, _ = load_newest(str(tmp_path))
+    assert loaded is not None and loaded.tensors["x"].eq(0).all()
+
+
+def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
+    saver = Saver(str(tmp_path), 2, Alone())
+    for step in (1, 2, 3):
+        saver.begin(step, whole({"x": torch.full((3,), float(step))}), STATE)
+    assert committed_steps(str(tmp_path)) == [1, 2]
+    saver.finish()
+    assert committed_steps(str(tmp_path)) == [2, 3]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4])
+def test_an_error_of_the_writing_thread_reaches_the_training(
+    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = Saver(str(tmp_path), 2, Alone())
+    write_bytes, calls = storage.write_bytes, iter(range(1, 99))
+
+    def write(path: str, data: bytes) -> None:
+        if next(calls) == failing:
+            raise OSError(28, "No space left on device")
+        write_bytes(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write)
+    saver.begin(1, whole({"x": torch.zeros(3)}), STATE)
+    with pytest.raises(UserError, match="No space left"):
+        for _ in range(2):  # the pieces, then the commit
+            until_written(saver) if failing == 1 else saver.finish()
+    assert committed_steps(str(tmp_path)) == []
