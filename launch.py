@@ -198,13 +198,16 @@ def _data_index(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from distgan.local import train_locally
     from distgan.metrics.writer import tensorboard_command
 
     config = _config(arguments)
     if not config.data.shards:
         raise UserError("data.shards is not set: give the folder that `launch.py prepare` wrote")
-    outcome = train_locally(config)
+    if config.cluster.num_workers:
+        from cluster.job import train_on_cluster as train
+    else:
+        from distgan.local import train_locally as train
+    outcome = train(config)
     print(f"stopped at step {outcome.step}: {outcome.reason}")
     print(f"look at it with: {tensorboard_command(config.run.dir)}")
     return 128 + outcome.signal if outcome.signal else 0

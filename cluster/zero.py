@@ -19,7 +19,7 @@ from cluster.zero_settings import deepspeed_settings
 from cluster.zero_shards import Shard, make_shards
 from distgan.checkpoint import Fragment
 from distgan.config import NetworkOptimConfig, ShardingConfig
-from distgan.errors import DivergedError
+from distgan.errors import NonFiniteError
 from distgan.optimizers import make_optimizer
 
 SCALARS = frozenset({"step"})
@@ -102,7 +102,7 @@ class ZeroEngine:
         norm = self._global_norm(gradients)
         if not torch.isfinite(norm):  # the same number on all ranks: all refuse, or none
             self.shards.forget_gradients()
-            raise DivergedError(f"the gradient norm of the {self.name} is {norm.item()}")
+            raise NonFiniteError(f"the gradient norm of the {self.name} is {norm.item()}")
         if self.clip_norm and norm > self.clip_norm:
             torch._foreach_mul_(gradients, (self.clip_norm / norm).to(gradients[0].device))
         for group in self.optimizer.param_groups:

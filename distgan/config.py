@@ -298,6 +298,17 @@ class ShardingConfig(Section):
 class ClusterConfig(Section):
     num_workers: int = Field(0, ge=0)
     """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed."""
+    min_workers: int = Field(0, ge=0)
+    """Go on with so few when devices are lost (elastic training); 0 means num_workers."""
+    max_workers: int = Field(0, ge=0)
+    """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that Ray sets aside for each worker."""
+    max_failures: int = Field(3, ge=0)
+    """Machine faults in a row, without a new checkpoint between them, before the run gives up."""
+    hang_seconds: float = Field(600.0, gt=0)
+    """A worker that makes no step for so long is taken for hanging, and its run starts again from
+    the newest checkpoint. Longer than any step, sample drawing and checkpoint take."""
     generator: ShardingConfig = ShardingConfig()
     discriminator: ShardingConfig = ShardingConfig()
 

@@ -230,7 +230,7 @@ class ObjectStore:
         """Retries an attempt, each with a limit of time that fits the bytes it moves."""
 
         def numbered(number: int) -> T:
-            fs = self._connected()
+            fs = self.file_system()
             patience = self.config.connect_timeout_seconds + self.config.read_timeout_seconds
             limit_s = patience + size / EXPECTED_BYTES_PER_S * 2.0 ** min(number, 10)
             # The HTTP client's own timeouts do not watch an upload that nobody reads.
@@ -249,7 +249,8 @@ class ObjectStore:
         retrier = retrier or Retrier(self.config.retry_seconds)
         return retrier.run(attempt, f"{action} {url}", judge)
 
-    def _connected(self) -> Any:
+    def file_system(self) -> Any:
+        """fsspec's, without the retries of this class."""
         if self._fs is None:
             self._fs = _file_system(self.scheme, self.config if self.is_s3 else None)
         return self._fs

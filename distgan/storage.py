@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from distgan.config import StorageConfig
@@ -189,6 +190,11 @@ def rename(path: str, new_path: str) -> None:
     for name in store.tree(path):
         store.copy(join(path, name), join(new_path, name))
     store.remove_tree(path)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it, for libraries that take one."""
+    return _store(url).file_system(), url.partition("://")[2].strip("/")
 
 
 def _store(url: str) -> ObjectStore:

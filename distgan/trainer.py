@@ -9,9 +9,9 @@ sums as the metrics, so that all decide alike. Rank 0 alone writes what people l
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from tqdm import tqdm
@@ -75,7 +75,9 @@ class Trainer:
         self.adversarial = AdversarialStep(config, generator, discriminator, self.timer)
         self.rules = StopRules(config)
         self.means = MetricMeans()
-        self.show_progress = show_progress and team.rank == 0
+        self.show_progress = show_progress
+        self.latest: dict[str, float] = {}
+        """What was logged last."""
         self.step = 0
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
@@ -150,8 +152,9 @@ class Trainer:
             while reason is None and number is None:
                 metrics = self.train_on(self.next_batch(batches))
                 metrics, number = self._agree(metrics, saver, requests)
-                logged = self.note(metrics, observer, bar)
+                logged = self.note(metrics, observer)
                 self.rules.observe(self.step, logged)
+                bar.set_postfix(progress_facts(self.latest), refresh=False)
                 bar.update()
                 reason = self.rules.reason(self.step, self._epoch(), self.seconds)
                 if self.step % self.config.checkpoint.interval_steps == 0:
@@ -217,7 +220,7 @@ class Trainer:
             totals = {name: total / self.team.size for name, total in totals.items()}
         return totals, number
 
-    def note(self, metrics: Metrics, observer: Observer, bar: Any = None) -> dict[str, float]:
+    def note(self, metrics: Metrics, observer: Observer) -> dict[str, float]:
         """Adds a step's metrics (of all ranks) to the means, and logs and shows what is due.
 
         Returns:
@@ -236,8 +239,7 @@ class Trainer:
             self._share_damage()
             logged |= self.stream.damage.metrics()
             logged |= observer.speed(times, self.clips_seen)
-            if bar is not None:
-                _show(bar, logged)
+            self.latest = logged
         logged |= observer.quality_if_due(self.step)
         if logged and observer.writer is not None:
             observer.writer.scalars(self.step, logged)
@@ -284,11 +286,12 @@ class Trainer:
 _OWN = {signal.SIGINT: "own/sigint", signal.SIGTERM: "own/sigterm"}
 
 
-def _show(bar: Any, logged: dict[str, float]) -> None:
-    if "loss/generator" in logged:  # not if every step of the interval was left out
-        bar.set_postfix(
-            D=f"{logged['loss/discriminator']:.3f}",
-            G=f"{logged['loss/generator']:.3f}",
-            sign=f"{logged['score/sign']:.2f}",
-            clips_s=f"{logged.get('throughput/clips_per_s', 0):.1f}",
-        )
+def progress_facts(logged: Mapping[str, float]) -> dict[str, str]:
+    """The few of the logged numbers that a progress line shows."""
+    shown = {
+        "D": ("loss/discriminator", ".3f"),
+        "G": ("loss/generator", ".3f"),
+        "sign": ("score/sign", ".2f"),
+        "clips_s": ("throughput/clips_per_s", ".1f"),
+    }
+    return {name: format(logged[tag], form) for name, (tag, form) in shown.items() if tag in logged}

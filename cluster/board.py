@@ -1,0 +1,94 @@
+"""What the workers of an attempt and the process that started them tell each other.
+
+An actor beside the starting process: it ends with that process, and a worker that no longer finds
+it knows that it is an orphan. Only plain numbers and texts pass through.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@dataclass
+class RankFacts:
+    """What one rank last said."""
+
+    pid: int
+    node_id: str
+    host: str
+    stacks: str
+    """File on its host that collects its stacks when it gets SIGUSR1."""
+    step: int = -1
+    advanced: float = field(default_factory=time.monotonic)
+    """When `step` last changed, by the board's clock."""
+    heard: float = field(default_factory=time.monotonic)
+    logged: dict[str, float] = field(default_factory=dict)
+    """The numbers that it logged last."""
+
+
+@dataclass
+class Failure:
+    """An error of ours that ended a rank."""
+
+    rank: int
+    kind: str
+    """Name of its class in `distgan.errors`."""
+    message: str
+
+
+@dataclass
+class Snapshot:
+    """All that the board knows."""
+
+    now: float
+    ranks: dict[int, RankFacts]
+    failures: list[Failure]
+    outcome: dict[str, Any] | None
+
+
+class Board:
+    """See the module's text; made an actor by `make_board`."""
+
+    def __init__(self) -> None:
+        self.stop_signal: int | None = None
+        self.ranks: dict[int, RankFacts] = {}
+        self.failures: list[Failure] = []
+        self.outcome: dict[str, Any] | None = None
+
+    def join(self, rank: int, facts: RankFacts) -> None:
+        facts.advanced = facts.heard = time.monotonic()
+        self.ranks[rank] = facts
+
+    def beat(self, rank: int, step: int, logged: dict[str, float]) -> int | None:
+        """Notes a sign of life; returns the signal that asks to stop."""
+        facts = self.ranks[rank]
+        facts.heard, facts.logged = time.monotonic(), logged
+        if step != facts.step:
+            facts.step, facts.advanced = step, facts.heard
+        return self.stop_signal
+
+    def fail(self, failure: Failure) -> None:
+        self.failures.append(failure)
+
+    def end(self, outcome: dict[str, Any]) -> None:
+        self.outcome = outcome
+
+    def request_stop(self, number: int) -> None:
+        self.stop_signal = number
+
+    def read(self) -> Snapshot:
+        return Snapshot(time.monotonic(), self.ranks, self.failures, self.outcome)
+
+
+def make_board() -> Any:
+    """The actor's handle, on this process's node."""
+    here = on_node(ray.get_runtime_context().get_node_id())
+    return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Runs a task or an actor on one machine, or not at all."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -1,0 +1,104 @@
+"""Looks at workers that make no progress: who they are, what state they are in, where they wait."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.board import RankFacts, Snapshot, on_node
+
+_STACK_WAIT_S = 2.0
+_LOOK_TIMEOUT_S = 20.0
+_STATES = {
+    "R": "running", "S": "sleeping", "D": "waiting for a device", "T": "stopped by a signal",
+    "t": "stopped by a debugger", "Z": "dead, not yet collected", "X": "dead",
+}  # fmt: skip
+
+
+def hanging(snapshot: Snapshot, limit_s: float) -> list[int]:
+    """Ranks without progress for longer than the limit."""
+    return sorted(
+        rank for rank, facts in snapshot.ranks.items() if snapshot.now - facts.advanced > limit_s
+    )
+
+
+def suspects(snapshot: Snapshot) -> list[int]:
+    """Of ranks that wait for each other, those that the others wait for: silent ones, else the
+    furthest behind."""
+    silent = [rank for rank, f in snapshot.ranks.items() if snapshot.now - f.heard > 5]
+    least = min(facts.step for facts in snapshot.ranks.values())
+    return sorted(silent or [r for r, f in snapshot.ranks.items() if f.step == least])
+
+
+def describe(snapshot: Snapshot) -> str:
+    """State and stacks of every rank, within a bounded time; ranks whose machine does not answer
+    are said to."""
+    looks = {rank: _look_from_its_node(facts) for rank, facts in snapshot.ranks.items()}
+    ray.wait(list(looks.values()), num_returns=len(looks), timeout=_LOOK_TIMEOUT_S)
+    parts = []
+    for rank, facts in sorted(snapshot.ranks.items()):
+        silent_s = snapshot.now - facts.heard
+        head = (
+            f"rank {rank} (pid {facts.pid} on {facts.host}), step {facts.step}, no progress for "
+            f"{snapshot.now - facts.advanced:.0f} s, last sign of life {silent_s:.0f} s ago"
+        )
+        parts.append(f"{head}: {_result(looks[rank])}")
+    return "\n".join(parts)
+
+
+def kill_all(snapshot: Snapshot) -> None:
+    """Ends every worker, so that Ray sees the attempt as failed."""
+    done = [_on_node(facts, _kill).remote(facts.pid) for facts in snapshot.ranks.values()]
+    ray.wait(done, num_returns=len(done), timeout=_LOOK_TIMEOUT_S)
+
+
+def _look_from_its_node(facts: RankFacts) -> Any:
+    return _on_node(facts, _look).remote(facts.pid, facts.stacks)
+
+
+def _on_node(facts: RankFacts, work: Any) -> Any:
+    there = on_node(facts.node_id)
+    return ray.remote(num_cpus=0, max_retries=0)(work).options(scheduling_strategy=there)
+
+
+def _result(reference: Any) -> str:
+    done, _ = ray.wait([reference], timeout=0)
+    if not done:
+        return "its machine does not answer"
+    try:
+        return str(ray.get(reference))
+    except ray.exceptions.RayError as error:
+        return f"its machine does not answer ({type(error).__name__})"
+
+
+def _look(pid: int, stacks: str) -> str:
+    """Runs on the worker's machine."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return "the process is gone"
+    letter = status.rpartition(")")[2].split()[0]
+    state = f"process state {letter} ({_STATES.get(letter, 'unknown')})"
+    if letter not in "RS":
+        return state
+    file = Path(stacks)
+    before = file.stat().st_size
+    os.kill(pid, signal.SIGUSR1)
+    deadline = time.monotonic() + _STACK_WAIT_S
+    size = before
+    while time.monotonic() < deadline:
+        time.sleep(0.2)
+        grown = file.stat().st_size
+        if grown == size and grown > before:
+            break
+        size = grown
+    text = file.read_bytes()[before:].decode(errors="replace")
+    return f"{state}\n{text}" if text else f"{state}, gave no stacks"
+
+
+def _kill(pid: int) -> None:
+    """Runs on the worker's machine."""
+    os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,257 @@
+"""A training run on Ray: attempts, one after the other, until it ends or cannot go on.
+
+Each attempt is a Ray Train run of a fixed number of workers; the process that started the command
+watches it. What an attempt's end means is decided here: bad input and divergence end the run; a
+machine's fault starts the next attempt from the newest checkpoint in storage, a bounded number of
+times without progress; a better size of the cluster starts it too.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import ray
+from ray import train as ray_train
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+from tqdm import tqdm
+
+from cluster import hangs
+from cluster.board import Failure, Snapshot, make_board
+from cluster.ray_cluster import connected, nodes_elsewhere
+from cluster.ray_storage import ray_storage
+from cluster.scaling import check_sizes, size_for
+from cluster.worker import train_on_rank, versions
+from distgan import errors, storage
+from distgan.checkpoint import committed_steps
+from distgan.config import Config
+from distgan.errors import DistganError, DivergedError, UserError
+from distgan.run_folder import StopSignals, alone_in, start_or_resume
+from distgan.trainer import Outcome, progress_facts
+
+_POLL_S = 0.2
+_RESIZE_INTERVAL_S = 30.0
+_RESIZE = int(signal.SIGUSR2)
+"""Asks the workers to stop with a checkpoint, because more of them could work."""
+
+# Ray Train reads these in the process that starts a run.
+_RAY_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a dead worker is seen
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the run shows in Ray's dashboard
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a lost machine is a fault like others
+}
+
+
+class FaultError(DistganError):
+    """Machines failed too often; the run can be taken up again."""
+
+
+def train_on_cluster(config: Config) -> Outcome:
+    """Trains, or goes on with, the run in `config.run.dir` with `cluster.num_workers` workers.
+
+    Raises:
+        UserError: bad input, or the cluster can't do what is asked.
+        DivergedError: training diverged, now or at an earlier start.
+        FaultError: more than `cluster.max_failures` machine faults in a row without progress.
+    """
+    storage.configure(config.storage)
+    config = start_or_resume(config)
+    check_sizes(config)
+    for name, value in _RAY_TRAIN_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with alone_in(config.run.dir), StopSignals().watching() as signals, connected():
+        _check_paths(config)
+        return _Run(config, signals).to_its_end()
+
+
+class _Run:
+    def __init__(self, config: Config, signals: StopSignals) -> None:
+        self.config, self.signals = config, signals
+        self.failures = 0
+        """Machine faults since the last new checkpoint."""
+
+    def to_its_end(self) -> Outcome:
+        with tqdm(total=self.config.train.max_steps, unit="step") as bar:
+            return self._attempts(bar)
+
+    def _attempts(self, bar: "tqdm[NoReturn]") -> Outcome:
+        while True:
+            size = self._size()
+            newest = self._newest()
+            attempt = _Attempt(self.config, size)
+            error = attempt.watch(self.signals, self._could_grow_from(size), bar)
+            snapshot = attempt.last
+            if error is None and snapshot.outcome is not None:
+                outcome = Outcome(**snapshot.outcome)
+                if outcome.signal != _RESIZE:
+                    return outcome
+                tqdm.write(f"at step {outcome.step}, the cluster has grown")
+                continue
+            self._judge(error, snapshot.failures, progress=self._newest() > newest)
+
+    def _judge(self, error: BaseException | None, own: list[Failure], *, progress: bool) -> None:
+        """Raises what ends the run; returns if it may go on."""
+        for kind in (DivergedError, UserError):
+            for failure in own:
+                failed = getattr(errors, failure.kind)
+                if issubclass(failed, kind):
+                    raise kind(failure.message)
+        self.failures = 1 if progress else self.failures + 1
+        reason = own[0].message if own else _reason(error)
+        if self.signals.received is not None:
+            raise FaultError(f"the workers failed while they were asked to stop: {reason}")
+        limit = self.config.cluster.max_failures
+        if self.failures > limit:
+            raise FaultError(
+                f"the workers failed {self.failures} times in a row without a new checkpoint "
+                f"(cluster.max_failures={limit}); the last time: {reason}. The same command goes "
+                f"on from the newest checkpoint in {self.config.run.dir}"
+            )
+        tqdm.write(
+            f"the workers failed ({self.failures} of {limit} times in a row): {reason}\n"
+            f"going on from step {max(self._newest(), 0)}"
+        )
+
+    def _newest(self) -> int:
+        return max(committed_steps(self.config.run.dir), default=-1)
+
+    def _size(self) -> int:
+        """After a fault, Ray needs a moment to know which machines are left."""
+        deadline = time.monotonic() + (30 if self.failures else 0)
+        while True:
+            try:
+                return size_for(self.config, devices(self.config))
+            except UserError:
+                if time.monotonic() > deadline or self.signals.received is not None:
+                    raise
+            time.sleep(1)
+
+    def _could_grow_from(self, size: int) -> Callable[[], bool]:
+        def could_grow() -> bool:
+            return size_for(self.config, devices(self.config)) > size
+
+        return could_grow
+
+
+class _Attempt:
+    """One Ray Train run in a thread, so that the main thread can watch it and hear signals."""
+
+    def __init__(self, config: Config, size: int) -> None:
+        self.config, self.size = config, size
+        self.board = make_board()
+        self.told = False
+        self.error: BaseException | None = None
+        self.last = Snapshot(0.0, {}, [], None)
+        path, filesystem = ray_storage(config.run.dir)
+        self.trainer = TorchTrainer(
+            train_on_rank,
+            train_loop_config={
+                "config": config.model_dump(mode="json"),
+                "board": self.board,
+                "versions": versions(),
+            },
+            scaling_config=ray_train.ScalingConfig(
+                num_workers=size,
+                use_gpu=uses_gpus(config),
+                resources_per_worker=_resources(config),
+            ),
+            run_config=RunConfig(  # type: ignore[arg-type]
+                name="train",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                logging_config=LoggingConfig(log_level="WARNING"),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            ),
+        )
+        self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
+
+    def _fit(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # noqa: BLE001  # judged by the run
+            self.error = error
+
+    def watch(
+        self, signals: StopSignals, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
+    ) -> BaseException | None:
+        """Returns when the attempt has ended; passes signals on, and ends one that hangs."""
+        self.thread.start()
+        asked: int | None = None
+        looked = time.monotonic()
+        hang: FaultError | None = None
+        while self.thread.is_alive():
+            self.thread.join(_POLL_S)
+            self.last = ray.get(self.board.read.remote())
+            self._show(bar)
+            if signals.received is not None and asked != signals.received:
+                asked = signals.received
+                ray.get(self.board.request_stop.remote(asked))
+            if asked is None and time.monotonic() - looked > _RESIZE_INTERVAL_S:
+                looked = time.monotonic()
+                if could_grow():
+                    asked = _RESIZE
+                    ray.get(self.board.request_stop.remote(asked))
+            if hang is None and hangs.hanging(self.last, self.config.cluster.hang_seconds):
+                hang = self._end_hanging()
+        self.last = ray.get(self.board.read.remote())
+        ray.kill(self.board)
+        return hang or self.error
+
+    def _show(self, bar: "tqdm[NoReturn]") -> None:
+        ranks = self.last.ranks
+        if not self.told and len(ranks) == self.size:
+            self.told = True
+            places = (f"rank {r} (pid {f.pid} on {f.host})" for r, f in sorted(ranks.items()))
+            tqdm.write(f"workers: {', '.join(places)}")
+        first = ranks.get(0)
+        if first is not None and first.step > bar.n:
+            if bar.n == 0:  # where the run goes on
+                bar.initial = first.step
+            bar.set_postfix(progress_facts(first.logged), refresh=False)
+            bar.update(first.step - bar.n)
+
+    def _end_hanging(self) -> FaultError:
+        names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))
+        tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
+        hangs.kill_all(self.last)
+        return FaultError(f"{names} made no step for {self.config.cluster.hang_seconds:g} s")
+
+
+def devices(config: Config) -> int:
+    """How many workers fit the cluster as it is now."""
+    have = ray.cluster_resources()
+    if uses_gpus(config):
+        return int(have["GPU"])
+    return int(have.get("CPU", 0) / config.cluster.cpus_per_worker)
+
+
+def uses_gpus(config: Config) -> bool:
+    """Whether each worker gets a GPU: if there are any, and the configuration allows them."""
+    return config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def _resources(config: Config) -> dict[str, float]:
+    needs = {"CPU": config.cluster.cpus_per_worker}
+    return needs | {"GPU": 1} if uses_gpus(config) else needs
+
+
+def _check_paths(config: Config) -> None:
+    """Raises `UserError` for a local data set where workers run on other machines."""
+    elsewhere = nodes_elsewhere()
+    if elsewhere and storage.is_local(config.data.shards):
+        tqdm.write(
+            f"data.shards={config.data.shards} is a local folder; the other machines "
+            f"({', '.join(elsewhere)}) must see the same one"
+        )
+
+
+def _reason(error: BaseException | None) -> str:
+    """The last line of what Ray tells, which is the worker's own, without Ray's guesses."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return "they ended without a word"
+    return lines[-1].strip().partition(" Worker exit type")[0]

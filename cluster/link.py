@@ -1,0 +1,64 @@
+"""A worker's thread that keeps in touch with the process that started the run."""
+
+import faulthandler
+import os
+import signal
+import socket
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.board import RankFacts
+from distgan.trainer import Trainer
+
+_INTERVAL_S = 0.5
+ORPHANED = 70
+"""Exit code of a worker whose starting process is gone: it must not go on writing to the run."""
+
+
+class Link:
+    """Tells the board how far this rank is, and hears when to stop. A context manager."""
+
+    def __init__(self, board: Any, rank: int) -> None:
+        self.board, self.rank = board, rank
+        self.trainer: Trainer | None = None
+        """Whose step tells progress, as soon as there is one."""
+        self.received: int | None = None
+        """SIGINT or SIGTERM, once the starting process got it."""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="link")
+        self._stacks = Path(tempfile.gettempdir(), f"distgan-stacks-{os.getpid()}")
+
+    def __enter__(self) -> Self:
+        # In C, so that it works while Python code holds the interpreter.
+        self._file = self._stacks.open("w")
+        faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
+        facts = RankFacts(
+            pid=os.getpid(),
+            node_id=ray.get_runtime_context().get_node_id(),
+            host=socket.gethostname(),
+            stacks=str(self._stacks),
+        )
+        ray.get(self.board.join.remote(self.rank, facts))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        faulthandler.unregister(signal.SIGUSR1)
+        self._file.close()
+        self._stacks.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_INTERVAL_S):
+            trainer = self.trainer
+            step, logged = (trainer.step, trainer.latest) if trainer else (-1, {})
+            try:
+                self.received = ray.get(self.board.beat.remote(self.rank, step, logged), timeout=60)
+            except RayError:
+                os._exit(ORPHANED)

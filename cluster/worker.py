@@ -1,0 +1,142 @@
+"""What each Ray Train worker runs: the same trainer as in local mode, over ZeRO engines."""
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray import train as ray_train
+from ray.train.torch import get_device
+from torch import nn
+
+from cluster.board import Failure
+from cluster.link import Link
+from distgan import storage
+from distgan.config import Config
+from distgan.config_loading import build_config, with_values
+from distgan.data.stream import ClipStream
+from distgan.errors import DistganError, UserError
+from distgan.networks import build_discriminator, build_generator
+from distgan.precision import pick_precision
+from distgan.team import GroupTeam, Team, from_first
+from distgan.trainer import Outcome, Trainer
+
+_PACKAGES = ("torch", "ray", "deepspeed", "safetensors", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of what must be the same on all machines of a run."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def train_on_rank(task: dict[str, Any]) -> None:
+    """Ray Train's training function.
+
+    Args:
+        task: `config` (as JSON), `board` (an actor's handle), `versions` (of the starting process).
+    """
+    board = task["board"]
+    rank = ray_train.get_context().get_world_rank()
+    with Link(board, rank) as link:
+        try:
+            _check_versions(task["versions"])
+            config = build_config(task["config"])
+            link.trainer = _make_trainer(config)
+            outcome = link.trainer.run(link)
+        except DistganError as error:
+            failure = Failure(rank, type(error).__name__, str(error))
+            ray.get(board.fail.remote(failure))
+            raise
+        if rank == 0:
+            ray.get(board.end.remote(_as_json(outcome)))
+
+
+def _as_json(outcome: Outcome) -> dict[str, Any]:
+    return {"step": outcome.step, "reason": outcome.reason, "signal": outcome.signal}
+
+
+def _check_versions(wanted: dict[str, str]) -> None:
+    here = versions()
+    differing = [f"{n} {here[n]} instead of {v}" for n, v in wanted.items() if here[n] != v]
+    if differing:
+        raise UserError(
+            f"the worker on {platform.node()} has other versions than the process that started "
+            f"the run: {', '.join(differing)}; install the same on every machine"
+        )
+
+
+def _make_trainer(config: Config) -> Trainer:
+    device = _device(config)
+    # Imported late: DeepSpeed looks for its device when it is imported.
+    from cluster.process_group import start_process_group
+    from cluster.sharded_average import ShardedAverage
+    from cluster.zero import ZeroEngine
+
+    start_process_group(device)
+    storage.configure(config.storage)
+    team = GroupTeam(device)
+    _check_storage_is_shared(config, team)
+    stream = ClipStream(
+        config.data.shards,
+        config.data,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        rank=team.rank,
+        ranks=team.size,
+    )
+    precision = config.train.precision
+    if precision == "auto":
+        own = pick_precision(precision, device) if team.rank == 0 else None
+        precision = from_first(team, own)
+    schedule_steps = config.train.schedule_steps or config.train.max_steps
+    config = with_values(
+        config, {"train.precision": precision, "train.schedule_steps": schedule_steps}
+    )
+
+    def engine(name: str, module: nn.Module) -> ZeroEngine:
+        return ZeroEngine(
+            name,
+            module,
+            getattr(config.optim, name),
+            getattr(config.cluster, name),
+            precision=precision,
+            accumulation=config.train.accumulation,
+        )
+
+    generator = engine("generator", build_generator(config, device))
+    discriminator = engine("discriminator", build_discriminator(config, device))
+    average = ShardedAverage(build_generator(config, device), generator)
+    return Trainer(
+        config, device, generator, discriminator, average, stream, team, show_progress=False
+    )
+
+
+def _device(config: Config) -> torch.device:
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device: torch.device = get_device()
+    return device
+
+
+def _check_storage_is_shared(config: Config, team: Team) -> None:
+    """Raises `UserError` on a rank that does not see what rank 0 writes to the run's folder."""
+    name = storage.join(config.run.dir, ".seen_by_all_ranks")
+    token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None)
+    if team.rank == 0:
+        storage.write_bytes(name, token.encode())
+    dist.barrier()
+    try:
+        seen = storage.exists(name) and storage.read_bytes(name) == token.encode()
+    except OSError:
+        seen = False
+    if not seen:
+        raise UserError(
+            f"run.dir={config.run.dir} is not the same folder on {platform.node()} as on the "
+            "machine of rank 0; give a folder on a shared disk, or object storage"
+        )
+    dist.barrier()
+    if team.rank == 0:
+        storage.remove(name)

@@ -1,0 +1,31 @@
+"""launch.py with a fault in one of its workers: `python -m tests.fault_program FAULT ARGUMENTS`.
+
+FAULT is JSON: rank, step, place and kind as in `tests.faulty_worker`, a marker file that keeps
+it from coming twice, and optionally "always".
+"""
+
+import sys
+from typing import Any
+
+import launch
+from cluster import job
+from tests import faulty_worker
+
+
+def main() -> int:
+    fault, *arguments = sys.argv[1:]
+    make_trainer = job.TorchTrainer
+
+    def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
+        return make_trainer(
+            faulty_worker.train_on_rank,
+            train_loop_config=train_loop_config | {"fault": fault},
+            **options,
+        )
+
+    job.TorchTrainer = with_fault  # type: ignore[assignment, misc]
+    return launch.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

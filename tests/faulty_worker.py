@@ -1,0 +1,71 @@
+"""A training worker in which a fault comes once, at an exact place; see `fault_program`."""
+
+import ctypes
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import train as ray_train
+
+from cluster import worker
+from distgan.adversarial_step import AdversarialStep
+from distgan.saving import Saver
+from distgan.trainer import Trainer
+
+
+def _raise() -> None:
+    raise RuntimeError("a fault that a test asked for")
+
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "SIGSTOP": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "segfault": lambda: ctypes.string_at(0),
+    "abort": os.abort,
+    "exception": _raise,
+    "hang": lambda: time.sleep(1000),
+    "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
+}
+PLACES = {
+    "data": (Trainer, "next_batch"),
+    "discriminator": (AdversarialStep, "discriminator_loss"),
+    "generator": (AdversarialStep, "generator_loss"),
+    "save": (Saver, "_write"),
+    "commit": (Saver, "_commit"),
+}
+
+
+def train_on_rank(task: dict[str, Any]) -> None:
+    """Trains as `cluster.worker.train_on_rank`, with the fault in it."""
+    fault = json.loads(task["fault"])
+    _install(fault, ray_train.get_context().get_world_rank())
+    worker.train_on_rank(task)
+
+
+def _install(fault: dict[str, Any], rank: int) -> None:
+    owner, name = PLACES[fault["place"]]
+    original = getattr(owner, name)
+    step = [-1]
+    train_on = Trainer.next_batch
+
+    def noting_step(self: Trainer, *arguments: Any) -> Any:
+        step[0] = self.step + 1
+        return train_on(self, *arguments)
+
+    def faulty(self: Any, *arguments: Any) -> Any:
+        marker = Path(fault["marker"])
+        due = rank == fault["rank"] and step[0] >= fault["step"]
+        if due and (fault.get("always") or not marker.exists()):
+            marker.touch()
+            FAULTS[fault["kind"]]()
+        return original(self, *arguments)
+
+    Trainer.next_batch = noting_step  # type: ignore[method-assign]
+    if name == "next_batch":
+        original = noting_step
+    setattr(owner, name, faulty)
