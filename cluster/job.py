@@ -24,10 +24,13 @@ from cluster.board import Failure, Snapshot, make_board
 from cluster.ray_cluster import connected, nodes_elsewhere
 from cluster.ray_storage import ray_storage
 from cluster.scaling import check_sizes, size_for
+from cluster.stage_checks import check_sharding
 from cluster.worker import train_on_rank, versions
 from distgan import errors, storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
+from distgan.data.manifest import read_manifest
+from distgan.data.stream import check_fits
 from distgan.errors import DistganError, DivergedError, UserError
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Outcome, progress_facts
@@ -61,10 +64,11 @@ def train_on_cluster(config: Config) -> Outcome:
     storage.configure(config.storage)
     config = start_or_resume(config)
     check_sizes(config)
+    check_sharding(config)
     for name, value in _RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with alone_in(config.run.dir), StopSignals().watching() as signals, connected():
-        _check_paths(config)
+        _check_data(config)
         return _Run(config, signals).to_its_end()
 
 
@@ -239,8 +243,10 @@ def _resources(config: Config) -> dict[str, float]:
     return needs | {"GPU": 1} if uses_gpus(config) else needs
 
 
-def _check_paths(config: Config) -> None:
-    """Raises `UserError` for a local data set where workers run on other machines."""
+def _check_data(config: Config) -> None:
+    """Raises `UserError` before anything starts if the data set does not fit."""
+    manifest, _ = read_manifest(config.data.shards)
+    check_fits(manifest, config.data, config.data.shards)
     elsewhere = nodes_elsewhere()
     if elsewhere and storage.is_local(config.data.shards):
         tqdm.write(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from importlib.metadata import version
 from typing import Any
 
@@ -49,9 +50,21 @@ def train_on_rank(task: dict[str, Any]) -> None:
         except DistganError as error:
             failure = Failure(rank, type(error).__name__, str(error))
             ray.get(board.fail.remote(failure))
-            raise
+            if _all_fail(board, dist.get_world_size()):
+                return  # the starting process knows; Ray would bury the message in tracebacks
+            raise  # others wait for this rank: only its failure ends them
         if rank == 0:
             ray.get(board.end.remote(_as_json(outcome)))
+
+
+def _all_fail(board: Any, size: int) -> bool:
+    """Whether every rank has an error of ours, as where all decide alike."""
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        if len(ray.get(board.read.remote()).failures) == size:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], bool]
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    ready: Callable[[], bool],
+    *,
+    timeout_s: float = 60,
 ) -> Iterator[subprocess.Popen[str]]:
     """A process from when `ready` holds, in a group of its own; killed in the end if still there.
 
-    The test fails if that takes more than a minute, or if the process ends before.
+    The test fails if that takes longer than the timeout, or if the process ends before.
     """
     with subprocess.Popen(
         command,
@@ -23,7 +27,7 @@ def running(
         start_new_session=True,
     ) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + timeout_s
             while not ready():
                 assert process.poll() is None, "it ended before it could be interrupted"
                 assert time.monotonic() < deadline, "it did not get there"

@@ -1,0 +1,80 @@
+"""A real Ray cluster of one machine, that tests join by its address."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.tiny import one_thread
+
+
+@contextlib.contextmanager
+def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
+    """Starts `ray start --head` with token authentication; gives the environment to use it."""
+    folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # sockets' paths must stay short
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(16))
+    port, dashboard, agent = _free_ports(3)
+    environment = {
+        **one_thread(),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": f"127.0.0.1:{port}",
+    }
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+        f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--num-cpus={num_cpus}",
+        "--object-store-memory=200000000", f"--temp-dir={folder / 'ray'}",
+        "--disable-usage-stats",
+    ]  # fmt: skip
+    with (
+        (folder / "log").open("w") as log,
+        subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        ) as head,
+    ):
+        try:
+            url = f"http://127.0.0.1:{dashboard}"
+            _wait_for(url, head, folder / "log")
+            yield environment | {"RAY_API_SERVER_ADDRESS": url}
+        finally:
+            os.killpg(head.pid, signal.SIGKILL)  # a polite end drains for 30 s
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Until the dashboard asks for a token: then all of the head is up."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert head.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2).close()
+        except urllib.error.HTTPError as error:
+            assert error.code == 401
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"no head after 60 s: {log.read_text()}")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

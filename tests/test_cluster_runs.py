@@ -1,0 +1,239 @@
+"""Runs of two workers on Ray: the same training as in one process, whatever befalls the workers.
+
+Each test is a whole run by the command line on a real local cluster.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distgan.checkpoint import committed_steps, load_newest
+from distgan.metrics.writer import read_metrics
+from distgan.run_folder import DIVERGED
+from tests.processes import running
+from tests.ray_heads import ray_head
+from tests.tiny import REPOSITORY, TINY, launch
+
+pytestmark = pytest.mark.timeout(300)
+
+TIMED = ("time/", "throughput/", "memory/")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    with ray_head() as environment:
+        yield environment
+
+
+def arguments(data: str, run: Path, *more: str) -> list[str]:
+    return ["train", *TINY, f"data.shards={data}", f"run.dir={run}", *more]
+
+
+def run_program(
+    command: list[str], environment: dict[str, str], code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Runs to its end from the repository's root; fails unless it exits with `code`."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def train(
+    head: dict[str, str], data: str, run: Path, *more: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    command = ["launch.py", *arguments(data, run, "cluster.num_workers=2", *more)]
+    return run_program(command, head, code)
+
+
+def train_with_fault(
+    head: dict[str, str], data: str, run: Path, fault: dict[str, Any], *more: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    text = json.dumps(fault | {"marker": str(run) + "-marker"})
+    more = ("cluster.num_workers=2", *more)
+    program = ["-m", "tests.fault_program", text]
+    return run_program([*program, *arguments(data, run, *more)], head, code)
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint, problems = load_newest(str(run))
+    assert checkpoint is not None and not problems
+    return checkpoint.tensors
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock measured."""
+    lines = read_metrics(str(run / "metrics.jsonl"))
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal in every bit of the last checkpoint and in every logged number."""
+    ours, theirs = tensors_of(one), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert logged(one) == logged(other)
+
+
+@pytest.fixture(scope="module")
+def calm(head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("calm") / "run"
+    done = train(head, tiny_data, run, "log.sample_interval_steps=6", "log.proxy_interval_steps=6",
+                 "log.proxy_clips=16")  # fmt: skip
+    assert "stopped at step 12" in done.stdout
+    return run
+
+
+def test_two_workers_train_as_one_process_does(calm: Path, tiny_data: str, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    done = launch(*arguments(tiny_data, local, "log.sample_interval_steps=6",
+                             "log.proxy_interval_steps=6", "log.proxy_clips=16"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, theirs = tensors_of(calm), tensors_of(local)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-5, msg=name)
+    for line, local_line in zip(logged(calm), logged(local), strict=True):
+        assert line.keys() == local_line.keys()
+        for tag, value in line.items():
+            loose = 0.02 if tag.startswith("quality/") else 1e-3
+            assert value == pytest.approx(local_line[tag], rel=loose, abs=1e-4), (line, tag)
+    for file in ("config.yaml", "generator/model.safetensors", "samples/step_00000006.png"):
+        assert (calm / file).exists()
+
+
+def test_a_run_moves_between_local_mode_and_the_cluster(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """Another number of workers and other ZeRO stages on resume, and back to one process."""
+    run = tmp_path / "run"
+    more = ("log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16")
+    assert launch(*arguments(tiny_data, run, "train.max_steps=4", "train.schedule_steps=12",
+                             *more)).returncode == 0  # fmt: skip
+    train(head, tiny_data, run, "train.max_steps=8", "cluster.generator.zero_stage=3",
+          "cluster.discriminator.zero_stage=2", *more)  # fmt: skip
+    done = launch(*arguments(tiny_data, run, "train.max_steps=12", *more))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = tensors_of(run), tensors_of(calm)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-5, msg=name)
+
+
+def test_a_killed_worker_leaves_no_trace(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    fault = {"rank": 1, "step": 7, "place": "generator", "kind": "SIGKILL"}
+    done = train_with_fault(
+        head, tiny_data, tmp_path / "run", fault, "log.sample_interval_steps=6",
+        "log.proxy_interval_steps=6", "log.proxy_clips=16",
+    )  # fmt: skip
+    assert "the workers failed (1 of 3 times in a row)" in done.stdout + done.stderr
+    assert_same_run(calm, tmp_path / "run")
+
+
+def test_a_hanging_worker_is_named_and_replaced(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """Rank 1 is stopped in D's step: its state is told, and where rank 0 waits for it."""
+    fault = {"rank": 1, "step": 7, "place": "discriminator", "kind": "SIGSTOP"}
+    done = train_with_fault(
+        head, tiny_data, tmp_path / "run", fault, "cluster.hang_seconds=15",
+        "log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16",
+    )  # fmt: skip
+    told = done.stdout + done.stderr
+    assert re.search(r"hanging: rank 1\n", told)
+    assert re.search(r"rank 1 \(pid \d+ on \S+\).*process state T \(stopped by a signal\)", told)
+    assert re.search(r"rank 0 \(pid \d+ on \S+\).*process state [RS]", told)
+    assert "in all_reduce" in told or "in all_gather" in told
+    assert_same_run(calm, tmp_path / "run")
+
+
+def test_faults_without_progress_come_to_an_end(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    fault = {"rank": 0, "step": 2, "place": "data", "kind": "exception", "always": True}
+    done = train_with_fault(
+        head, tiny_data, tmp_path / "run", fault, "cluster.max_failures=1", code=1
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "failed 2 times in a row" in last and "cluster.max_failures=1" in last
+    assert "a fault that a test asked for" in last
+
+
+def test_divergence_is_not_taken_for_a_fault(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    wild = ("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12", "train.max_steps=40")
+    done = train(head, tiny_data, run, *wild, code=3)
+    assert "the workers failed" not in done.stdout + done.stderr
+    assert "is nan" in done.stderr or "is inf" in done.stderr
+    assert (run / DIVERGED).exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("cluster.num_workers=3",), ("cluster.num_workers=3", "take one of [1, 2, 4]")),
+        (("cluster.num_workers=4",), ("cluster.num_workers=4", "the cluster has 2")),
+        (("data.resolution=32",), ("data.resolution=32", "16 pixels")),
+    ],
+)
+def test_bad_input_ends_with_2_and_one_message(
+    more: tuple[str, ...], words: tuple[str, ...], head: dict[str, str], tiny_data: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    done = train(head, tiny_data, tmp_path / "run", *more, code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("launch.py train: ") and all(word in last for word in words)
+    assert "Traceback" not in done.stderr
+    assert not committed_steps(str(tmp_path / "run"))
+
+
+def test_a_cluster_that_is_not_there_is_said(tiny_data: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    command = arguments(tiny_data, tmp_path / "run", "cluster.num_workers=2")
+    done = run_program(["launch.py", *command], environment, code=2)
+    assert "RAY_ADDRESS=127.0.0.1:1 can't be reached" in done.stderr.splitlines()[-1]
+
+
+def until_step(step: int, run: Path) -> bool:
+    path = run / "metrics.jsonl"
+    return path.exists() and f'{{"step": {step},' in path.read_text()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_command_may_be_stopped_or_killed_and_run_again(
+    number: int, code: int, head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    """With a cluster of its own: SIGTERM leaves a checkpoint of the step that was reached."""
+    run, calm = tmp_path / "run", tmp_path / "calm"
+    own = {name: value for name, value in head.items() if not name.startswith("RAY_")}
+    more = ("train.max_steps=150", "checkpoint.interval_steps=50", "checkpoint.keep=9")
+    command = ["launch.py", *arguments(tiny_data, run, "cluster.num_workers=2", *more)]
+    with running(
+        [sys.executable, *command], own, lambda: until_step(60, run), timeout_s=120
+    ) as process:
+        process.send_signal(number)
+        assert process.wait(60) == code
+    reached = committed_steps(str(run))[-1]
+    assert reached >= 60 if number == signal.SIGTERM else reached == 50
+    run_program(command, own)
+    train(head, tiny_data, calm, *more)
+    assert_same_run(calm, run)
