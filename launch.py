@@ -35,9 +35,14 @@ EXAMPLES = {
     "train": "python launch.py train --preset small-64 data.shards=data/mine seed=1",
     "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
     "doctor": "python launch.py doctor --preset base-128",
+    "submit": "python launch.py submit -- train cluster.num_workers=4 run.dir=s3://bucket/run",
 }
 
 DETAILS = {
+    "submit": """
+The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
+travels there without runs, data and environments. Prints the job's output and ends with its exit
+code. `ray job submit --working-dir . -- python launch.py train ...` works just as well.""",
     "data verify": """
 Reads and decodes everything, in worker processes. Ends with exit code 0 if the data
 set is sound; else with 2, after a line for each problem: shard, sample, what is wrong.""",
@@ -94,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
+
+    submit = _add(commands, "submit", "run a command on a Ray cluster, as a job", _submit)
+    submit.add_argument("--no-wait", action="store_true", help="return when the job is submitted, "
+                        "not when it has ended")  # fmt: skip
+    submit.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND ...",
+                        help="the command line, without `python launch.py`")  # fmt: skip
     return parser
 
 
@@ -144,24 +155,27 @@ def _demo(arguments: argparse.Namespace) -> int:
     from distgan import storage
     from distgan.config_loading import load_config
     from distgan.demo_run import run_demo
+    from distgan.paths import absolute
 
     storage.configure(load_config("demo", overrides=arguments.overrides).storage)
-    return run_demo(_absolute(arguments.output), arguments.overrides)
+    return run_demo(absolute(arguments.output), arguments.overrides)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from distgan.data.prepare import prepare, summary
+    from distgan.paths import absolute
 
-    manifest = prepare(_absolute(arguments.input), _absolute(arguments.output), _config(arguments))
+    manifest = prepare(absolute(arguments.input), absolute(arguments.output), _config(arguments))
     print(summary(manifest))
     return 0
 
 
 def _data_verify(arguments: argparse.Namespace) -> int:
     from distgan.data.verify import verify
+    from distgan.paths import absolute
 
     _configure_storage(arguments)
-    folder = _absolute(arguments.data)
+    folder = absolute(arguments.data)
     manifest, problems = verify(folder, processes=arguments.processes)
     for problem in problems:
         print(problem)
@@ -177,17 +191,19 @@ def _data_verify(arguments: argparse.Namespace) -> int:
 
 def _data_show(arguments: argparse.Namespace) -> int:
     from distgan.data.show import show
+    from distgan.paths import absolute
 
     _configure_storage(arguments)
-    print(show(_absolute(arguments.data), _absolute(arguments.output)))
+    print(show(absolute(arguments.data), absolute(arguments.output)))
     return 0
 
 
 def _data_index(arguments: argparse.Namespace) -> int:
     from distgan.data.indexing import index
+    from distgan.paths import absolute
 
     _configure_storage(arguments)
-    folder = _absolute(arguments.data)
+    folder = absolute(arguments.data)
     manifest = index(folder, processes=arguments.processes)
     clip = manifest.clip
     print(f"indexed {manifest.samples} clips in {len(manifest.shards)} shards of {folder}: "
@@ -215,18 +231,27 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _generate(arguments: argparse.Namespace) -> int:
     from distgan.generate import generate
+    from distgan.paths import absolute
 
     made = generate(
-        _absolute(arguments.run),
-        _absolute(arguments.output),
+        absolute(arguments.run),
+        absolute(arguments.output),
         num=arguments.num,
         seed=arguments.seed,
         truncation=arguments.truncation,
-        input_folder=_absolute(arguments.input) if arguments.input else None,
+        input_folder=absolute(arguments.input) if arguments.input else None,
         storage_options=_storage_options(arguments),
     )
     print(made.summary())
     return 0
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    inner = arguments.arguments[1:] if arguments.arguments[:1] == ["--"] else arguments.arguments
+    from cluster.submit import check_travels, submit
+
+    check_travels(build_parser().parse_args(inner))
+    return submit(inner, Path(__file__).parent, wait=not arguments.no_wait)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -298,6 +323,7 @@ def _configure_storage(arguments: argparse.Namespace) -> None:
 def _config(arguments: argparse.Namespace) -> "Config":
     """The checked configuration, with absolute paths and a run folder."""
     from distgan.config_loading import load_config, with_values
+    from distgan.paths import absolute
 
     config = load_config(arguments.preset, arguments.config, arguments.overrides)
     run_dir = config.run.dir or f"runs/{config.preset}-{config.seed}"
@@ -307,22 +333,7 @@ def _config(arguments: argparse.Namespace) -> "Config":
         "data.shards": config.data.shards,
         "data.cache_dir": config.data.cache_dir,
     }
-    return with_values(config, {k: _absolute(p) if p else "" for k, p in paths.items()})
-
-
-def _absolute(path: str) -> str:
-    """Local paths become absolute; URLs stay as they are.
-
-    Raises:
-        UserError: the path is empty (it would mean the current folder).
-    """
-    if not path:
-        raise UserError("a folder is empty text; give its path")
-    from distgan import storage
-
-    if not storage.is_local(path):
-        return path.rstrip("/")
-    return str(storage.local_path(path).expanduser().absolute())
+    return with_values(config, {k: absolute(p) if p else "" for k, p in paths.items()})
 
 
 if __name__ == "__main__":

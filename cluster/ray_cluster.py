@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from distgan.errors import UserError
 
+_KNOCK_TIMEOUT_S = 20.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 
 
@@ -49,6 +51,7 @@ def nodes_elsewhere() -> list[str]:
 @contextlib.contextmanager
 def _joined(address: str) -> Iterator[None]:
     try:
+        _knock(address)
         ray.init(address=address, logging_level=logging.WARNING)
     except AuthenticationError as error:
         raise UserError(
@@ -62,7 +65,7 @@ def _joined(address: str) -> Iterator[None]:
             f"the Ray cluster at RAY_ADDRESS={address} has other versions: {_first_line(error)}; "
             "install the same versions of Ray and Python here and there"
         ) from error
-    except (ConnectionError, RayError, ValueError) as error:
+    except (OSError, RayError, ValueError) as error:
         raise UserError(
             f"the Ray cluster at RAY_ADDRESS={address} can't be reached: {_first_line(error)}; "
             "start it, correct the address, or unset RAY_ADDRESS to start one here"
@@ -96,6 +99,13 @@ def _started() -> Iterator[None]:
         ray.shutdown()
         _set_environment(before)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens there; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
 def _set_environment(values: dict[str, str | None] | dict[str, str]) -> None:

@@ -1,0 +1,108 @@
+"""`launch.py submit`: hands a command line to a Ray cluster through its job API."""
+
+import argparse
+import asyncio
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+from tqdm import tqdm
+
+from distgan import storage
+from distgan.config_loading import load_config
+from distgan.errors import DistganError, UserError
+from distgan.paths import refuse_relative
+
+STOP_WAIT_S = 600
+"""How long a stopped job may take to write its last checkpoint; Ray's own default is 3 s."""
+
+_EXCLUDED = [".git", ".venv", "runs", "demo"]
+"""Beside what .gitignore names."""
+
+
+class JobError(DistganError):
+    """The cluster lost the job, or stopped it."""
+
+
+def check_travels(parsed: argparse.Namespace) -> None:
+    """Raises `UserError` for a command that would fail on a cluster, or lose its output there."""
+    if parsed.command == "submit":
+        raise UserError("submit can't be submitted")
+    given = [getattr(parsed, name, None) for name in ("input", "output", "run", "data")]
+    if parsed.command == "train":
+        config = load_config(parsed.preset, parsed.config, parsed.overrides)
+        if not config.run.dir:
+            raise UserError("run.dir is not set: give a URL, or a folder that all machines share")
+        given += [config.run.dir, config.run.init_from, config.data.shards, config.data.cache_dir]
+    for path in filter(None, given):
+        if storage.is_local(path) and not storage.local_path(path).expanduser().is_absolute():
+            refuse_relative(path)
+
+
+def submit(arguments: Sequence[str], folder: Path, *, wait: bool) -> int:
+    """Runs `python launch.py ARGUMENTS` on the cluster, from a copy of `folder`.
+
+    Returns:
+        The command's own exit code; 0 at once without `wait`.
+
+    Raises:
+        UserError: no cluster is named, or it refuses.
+        JobError: the job ended without an exit code of its own.
+    """
+    client, address = _client()
+    job = client.submit_job(
+        entrypoint=shlex.join(["python", "launch.py", *arguments]),
+        runtime_env={
+            "working_dir": str(folder),
+            "excludes": _EXCLUDED,
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+        },
+    )
+    how = f"ray job stop --address {address} {job}"
+    tqdm.write(f"job {job} is submitted; to stop it with a checkpoint: {how}")
+    if not wait:
+        return 0
+    try:
+        asyncio.run(_print_logs(client, job))
+    except KeyboardInterrupt:
+        tqdm.write(f"the job goes on; to stop it with a checkpoint: {how}")
+        raise
+    return _exit_code(client, job)
+
+
+def _client() -> tuple[JobSubmissionClient, str]:
+    address = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    if not address:
+        raise UserError(
+            "no cluster is named: set RAY_API_SERVER_ADDRESS to its dashboard, such as "
+            "http://127.0.0.1:8265 (`ray start --head` prints it)"
+        )
+    try:
+        return JobSubmissionClient(address), address
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if "uthenticat" in str(error):
+            raise UserError(
+                f"the cluster at {address} asks for its token: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to the file that holds it"
+            ) from error
+        raise UserError(
+            f"the cluster at {address} can't be reached: {str(error).splitlines()[0]}; correct "
+            "RAY_API_SERVER_ADDRESS, or forward the dashboard's port"
+        ) from error
+
+
+async def _print_logs(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _exit_code(client: JobSubmissionClient, job: str) -> int:
+    info: Any = client.get_job_info(job)
+    if info.driver_exit_code is not None and info.driver_exit_code >= 0:
+        return int(info.driver_exit_code)
+    if info.status == JobStatus.STOPPED:
+        raise JobError(f"job {job} was stopped: {info.message}")
+    raise JobError(f"job {job} has {info.status.value.lower()}: {info.message}")

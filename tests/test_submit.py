@@ -1,0 +1,107 @@
+"""Jobs on a real cluster: the same command line, its exit code, its output."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distgan.checkpoint import committed_steps
+from tests.ray_heads import ray_head
+from tests.tiny import REPOSITORY, TINY, launch
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    with ray_head() as environment:
+        yield environment
+
+
+def run(
+    head: dict[str, str], *command: str, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY, env=head, capture_output=True, text=True, timeout=timeout_s,
+    )  # fmt: skip
+
+
+def train(data: str, run_dir: Path, *more: str) -> list[str]:
+    return ["train", *TINY, f"data.shards={data}", f"run.dir={run_dir}", *more]
+
+
+def test_submit_trains_on_the_cluster_and_shows_its_output(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", "train.max_steps=4")
+    done = run(head, "launch.py", "submit", "--", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopped at step 4: train.max_steps=4" in done.stdout
+    assert "rank 1 (pid" in done.stdout + done.stderr
+    assert committed_steps(str(tmp_path / "run")) == [4]
+
+
+def test_ray_job_submit_works_as_well(head: dict[str, str], tiny_data: str, tmp_path: Path) -> None:
+    command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", "train.max_steps=4")
+    ray = ["-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".", "--"]
+    done = run(head, *ray, "python", "launch.py", *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert committed_steps(str(tmp_path / "run")) == [4]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("data.shards=/nowhere",), 2, "/nowhere"),
+        (("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12"), 3, "stop.nonfinite"),
+    ],
+)
+def test_submit_ends_with_the_job_s_own_exit_code(
+    more: tuple[str, ...], code: int, words: str, head: dict[str, str], tiny_data: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    done = run(head, "launch.py", "submit", "--", *train(tiny_data, tmp_path / "run", *more))
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "run.dir=runs/mine", "data.shards=/data"), "runs/mine is a relative path"),
+        (("train", "data.shards=/data"), "run.dir is not set"),
+        (("prepare", "--input", "videos", "--output", "/data"), "videos is a relative path"),
+        (("submit", "--", "train"), "submit can't be submitted"),
+    ],
+)
+def test_what_would_be_lost_is_refused(arguments: tuple[str, ...], words: str) -> None:
+    done = launch("submit", "--", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_plain_jobs_refuse_relative_paths_too(head: dict[str, str]) -> None:
+    inside = head | {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
+    done = run(inside, "launch.py", "train", "run.dir=runs/mine", "data.shards=/data")
+    assert done.returncode == 2
+    assert "runs/mine is a relative path" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"RAY_API_SERVER_ADDRESS": "", "RAY_ADDRESS": ""}, "no cluster is named"),
+        ({"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"}, "can't be reached"),
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for its token"),
+    ],
+)
+def test_a_cluster_that_can_not_be_used_is_said(
+    changes: dict[str, str], words: str, head: dict[str, str], tmp_path: Path
+) -> None:
+    command = train("/data", tmp_path / "run")
+    done = run(head | changes, "launch.py", "submit", "--", *command)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr.splitlines()[-1]
