@@ -67,7 +67,8 @@ def train_on_cluster(config: Config) -> Outcome:
     check_sharding(config)
     for name, value in _RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with alone_in(config.run.dir), StopSignals().watching() as signals, connected():
+    # Ray sets signal handlers of its own when it starts: ours come after.
+    with alone_in(config.run.dir), connected(), StopSignals().watching() as signals:
         _check_data(config)
         return _Run(config, signals).to_its_end()
 

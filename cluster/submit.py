@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tqdm import tqdm
 
@@ -82,12 +83,12 @@ def _client() -> tuple[JobSubmissionClient, str]:
         )
     try:
         return JobSubmissionClient(address), address
+    except AuthenticationError as error:
+        raise UserError(
+            f"the cluster at {address} asks for its token: set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH to the file that holds it"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        if "uthenticat" in str(error):
-            raise UserError(
-                f"the cluster at {address} asks for its token: set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH to the file that holds it"
-            ) from error
         raise UserError(
             f"the cluster at {address} can't be reached: {str(error).splitlines()[0]}; correct "
             "RAY_API_SERVER_ADDRESS, or forward the dashboard's port"
