@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from cluster import hangs
 from cluster.board import Failure, Snapshot, make_board
+from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.ray_cluster import connected, nodes_elsewhere
 from cluster.ray_storage import ray_storage
 from cluster.scaling import check_sizes, size_for
@@ -36,14 +37,13 @@ from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Outcome, progress_facts
 
 _POLL_S = 0.2
-_RESIZE_INTERVAL_S = 30.0
 _RESIZE = int(signal.SIGUSR2)
 """Asks the workers to stop with a checkpoint, because more of them could work."""
 
 # Ray Train reads these in the process that starts a run.
 _RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a dead worker is seen
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the run shows in Ray's dashboard
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a lost machine is a fault like others
 }
@@ -125,15 +125,9 @@ class _Run:
         return max(committed_steps(self.config.run.dir), default=-1)
 
     def _size(self) -> int:
-        """After a fault, Ray needs a moment to know which machines are left."""
-        deadline = time.monotonic() + (30 if self.failures else 0)
-        while True:
-            try:
-                return size_for(self.config, devices(self.config))
-            except UserError:
-                if time.monotonic() > deadline or self.signals.received is not None:
-                    raise
-            time.sleep(1)
+        if self.failures:
+            wait_until_settled()
+        return size_for(self.config, devices(self.config))
 
     def _could_grow_from(self, size: int) -> Callable[[], bool]:
         def could_grow() -> bool:
@@ -162,14 +156,14 @@ class _Attempt:
             scaling_config=ray_train.ScalingConfig(
                 num_workers=size,
                 use_gpu=uses_gpus(config),
-                resources_per_worker=_resources(config),
+                resources_per_worker=dict(resources(config)),
             ),
             run_config=RunConfig(  # type: ignore[arg-type]
                 name="train",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 logging_config=LoggingConfig(log_level="WARNING"),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
         )
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
@@ -195,7 +189,7 @@ class _Attempt:
             if signals.received is not None and asked != signals.received:
                 asked = signals.received
                 ray.get(self.board.request_stop.remote(asked))
-            if asked is None and time.monotonic() - looked > _RESIZE_INTERVAL_S:
+            if asked is None and time.monotonic() - looked > self.config.cluster.resize_seconds:
                 looked = time.monotonic()
                 if could_grow():
                     asked = _RESIZE
@@ -224,24 +218,6 @@ class _Attempt:
         tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
         hangs.kill_all(self.last)
         return FaultError(f"{names} made no step for {self.config.cluster.hang_seconds:g} s")
-
-
-def devices(config: Config) -> int:
-    """How many workers fit the cluster as it is now."""
-    have = ray.cluster_resources()
-    if uses_gpus(config):
-        return int(have["GPU"])
-    return int(have.get("CPU", 0) / config.cluster.cpus_per_worker)
-
-
-def uses_gpus(config: Config) -> bool:
-    """Whether each worker gets a GPU: if there are any, and the configuration allows them."""
-    return config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-
-
-def _resources(config: Config) -> dict[str, float]:
-    needs = {"CPU": config.cluster.cpus_per_worker}
-    return needs | {"GPU": 1} if uses_gpus(config) else needs
 
 
 def _check_data(config: Config) -> None:

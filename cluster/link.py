@@ -28,7 +28,7 @@ class Link:
         self.trainer: Trainer | None = None
         """Whose step tells progress, as soon as there is one."""
         self.received: int | None = None
-        """SIGINT or SIGTERM, once the starting process got it."""
+        """The signal, once the starting process asks to stop."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="link")
         self._stacks = Path(tempfile.gettempdir(), f"distgan-stacks-{os.getpid()}")

@@ -302,6 +302,8 @@ class ClusterConfig(Section):
     """Go on with so few when devices are lost (elastic training); 0 means num_workers."""
     max_workers: int = Field(0, ge=0)
     """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
+    resize_seconds: float = Field(60.0, gt=0)
+    """How often to look whether more workers could train (up to max_workers)."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that Ray sets aside for each worker."""
     max_failures: int = Field(3, ge=0)

@@ -7,7 +7,6 @@ sums as the metrics, so that all decide alike. Rank 0 alone writes what people l
 """
 
 import contextlib
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Outcome:
     step: int
     reason: str
     signal: int | None = None
-    """SIGINT or SIGTERM, if one of them ended it."""
+    """The one that ended it, if it was a signal."""
 
 
 class StopRequests(Protocol):
@@ -49,7 +48,7 @@ class StopRequests(Protocol):
 
     @property
     def received(self) -> int | None:
-        """SIGINT or SIGTERM, once it has come."""
+        """The signal's number, once it has come."""
         ...
 
 
@@ -198,15 +197,15 @@ class Trainer:
     def _agree(
         self, metrics: Metrics, saver: Saver, requests: StopRequests
     ) -> tuple[Metrics, int | None]:
-        """The step's metrics over all ranks, and the signal that any of them has received.
+        """The step's metrics over all ranks, and the signal that asks all to stop.
 
         In the same exchange, all learn the time and commit a checkpoint that is written whole.
         """
         seconds = self.earlier_seconds + time.monotonic() - self.started
+        first = self.team.rank == 0  # its clock and its signals count
         own = {
-            "own/seconds": seconds if self.team.rank == 0 else 0.0,
-            "own/sigint": float(requests.received == signal.SIGINT),
-            "own/sigterm": float(requests.received == signal.SIGTERM),
+            "own/seconds": seconds if first else 0.0,
+            "own/signal": float(requests.received or 0) if first else 0.0,
             "own/written": float(saver.has_written),
         }
         numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in own.items()}
@@ -215,7 +214,7 @@ class Trainer:
         self.seconds = of_all["own/seconds"]
         if of_all["own/written"] == self.team.size:
             saver.commit()
-        number = next((s for s in (signal.SIGINT, signal.SIGTERM) if of_all[_OWN[s]]), None)
+        number = int(of_all["own/signal"]) or None
         if self.team.size > 1:
             totals = {name: total / self.team.size for name, total in totals.items()}
         return totals, number
@@ -281,9 +280,6 @@ class Trainer:
         """One line to the user."""
         if self.team.rank == 0:
             tqdm.write(text)
-
-
-_OWN = {signal.SIGINT: "own/sigint", signal.SIGTERM: "own/sigterm"}
 
 
 def progress_facts(logged: Mapping[str, float]) -> dict[str, str]:

@@ -55,6 +55,25 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def ray_node(head: dict[str, str], num_cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+    """A further machine of the cluster, simulated here; kill its process group to lose it."""
+    command = [
+        str(Path(sys.executable).with_name("ray")), "start", "--block",
+        f"--address={head['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
+        "--object-store-memory=100000000", "--disable-usage-stats",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, env=head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as node:  # fmt: skip
+        try:
+            yield node
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGKILL)
+
+
 def _wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     """Until the dashboard asks for a token: then all of the head is up."""
     deadline = time.monotonic() + 60

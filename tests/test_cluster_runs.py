@@ -9,18 +9,25 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from distgan.checkpoint import committed_steps, load_newest
+from distgan import storage
+from distgan.checkpoint import (
+    checkpoint_folder,
+    committed_steps,
+    load_newest,
+    read_checkpoint,
+)
 from distgan.metrics.writer import read_metrics
 from distgan.run_folder import DIVERGED
 from tests.processes import running
-from tests.ray_heads import ray_head
+from tests.ray_heads import ray_head, ray_node
 from tests.tiny import REPOSITORY, TINY, launch
 
 pytestmark = pytest.mark.timeout(300)
@@ -218,15 +225,31 @@ def until_step(step: int, run: Path) -> bool:
     return path.exists() and f'{{"step": {step},' in path.read_text()
 
 
+LONG = ("train.max_steps=150", "checkpoint.interval_steps=50", "checkpoint.keep=9")
+
+
+@pytest.fixture(scope="module")
+def long_calm(
+    head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = tmp_path_factory.mktemp("long_calm") / "run"
+    train(head, tiny_data, run, *LONG)
+    return run
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_the_command_may_be_stopped_or_killed_and_run_again(
-    number: int, code: int, head: dict[str, str], tiny_data: str, tmp_path: Path
+    number: int,
+    code: int,
+    head: dict[str, str],
+    long_calm: Path,
+    tiny_data: str,
+    tmp_path: Path,
 ) -> None:
     """With a cluster of its own: SIGTERM leaves a checkpoint of the step that was reached."""
-    run, calm = tmp_path / "run", tmp_path / "calm"
+    run = tmp_path / "run"
     own = {name: value for name, value in head.items() if not name.startswith("RAY_")}
-    more = ("train.max_steps=150", "checkpoint.interval_steps=50", "checkpoint.keep=9")
-    command = ["launch.py", *arguments(tiny_data, run, "cluster.num_workers=2", *more)]
+    command = ["launch.py", *arguments(tiny_data, run, "cluster.num_workers=2", *LONG)]
     with running(
         [sys.executable, *command], own, lambda: until_step(60, run), timeout_s=120
     ) as process:
@@ -235,5 +258,49 @@ def test_the_command_may_be_stopped_or_killed_and_run_again(
     reached = committed_steps(str(run))[-1]
     assert reached >= 60 if number == signal.SIGTERM else reached == 50
     run_program(command, own)
-    train(head, tiny_data, calm, *more)
-    assert_same_run(calm, run)
+    assert_same_run(long_calm, run)
+
+
+def test_a_run_shrinks_when_a_machine_is_lost_and_grows_when_one_comes(
+    tiny_data: str, long_calm: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = ("cluster.num_workers=2", "cluster.min_workers=1", "cluster.resize_seconds=1",
+            "train.max_steps=600", "train.schedule_steps=150", "checkpoint.interval_steps=20",
+            "checkpoint.keep=99")  # fmt: skip
+    command = ["launch.py", *arguments(tiny_data, run, *more)]
+
+    def ranks_of(step: int) -> int:
+        folder = checkpoint_folder(str(run), step)
+        return sum(name.endswith(".safetensors") for name in storage.list_names(folder))
+
+    def reached(ranks: int, after: int) -> bool:
+        return any(s > after and ranks_of(s) == ranks for s in committed_steps(str(run)))
+
+    with (
+        ray_head(num_cpus=1) as head,
+        ray_node(head) as node,
+        running([sys.executable, *command], head, lambda: reached(2, 0), timeout_s=120) as process,
+    ):
+        os.killpg(node.pid, signal.SIGKILL)
+        lost = committed_steps(str(run))[-1]
+        wait_until(lambda: reached(1, lost), 120, process)
+        with ray_node(head):
+            alone = committed_steps(str(run))[-1]
+            wait_until(lambda: reached(2, alone), 120, process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+    steps = [line["step"] for line in read_metrics(str(run / "metrics.jsonl"))]
+    assert steps == list(range(1, len(steps) + 1))
+    at_100 = (read_checkpoint(checkpoint_folder(str(r), 100), 100) for r in (run, long_calm))
+    ours, theirs = (checkpoint.tensors for checkpoint in at_100)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-3, msg=name)
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < deadline, "it did not get there"
+        time.sleep(0.1)

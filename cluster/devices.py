@@ -1,0 +1,59 @@
+"""What a cluster has for workers, as it is now."""
+
+import time
+from collections.abc import Mapping
+
+import ray
+
+from cluster.board import on_node
+from distgan.config import Config
+
+_ANSWER_S = 5.0
+_SETTLE_S = 90.0
+"""Ray notices within about half a minute that a machine no longer answers."""
+
+
+def devices(config: Config) -> int:
+    """How many workers fit."""
+    have = ray.cluster_resources()
+    if uses_gpus(config):
+        return int(have["GPU"])
+    return int(have.get("CPU", 0) / config.cluster.cpus_per_worker)
+
+
+def uses_gpus(config: Config) -> bool:
+    """Whether each worker gets a GPU: if there are any, and the configuration allows them."""
+    return config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def resources(config: Config) -> Mapping[str, float]:
+    """Of one worker."""
+    needs = {"CPU": config.cluster.cpus_per_worker}
+    return needs | {"GPU": 1} if uses_gpus(config) else needs
+
+
+def wait_until_settled() -> None:
+    """After a fault: returns when every machine that Ray counts does answer, or after a while.
+
+    Workers placed on a machine that is lost, and not yet known to be, would never start.
+    """
+    deadline = time.monotonic() + _SETTLE_S
+    while time.monotonic() < deadline:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        answer = ray.remote(num_cpus=0, max_retries=0)(_answer)
+        asked = [answer.options(scheduling_strategy=on_node(node)).remote() for node in nodes]
+        done, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWER_S)
+        if not silent and not any(_failed(reference) for reference in done):
+            return
+        time.sleep(1)
+
+
+def _answer() -> bool:
+    return True
+
+
+def _failed(reference: "ray.ObjectRef[bool]") -> bool:
+    try:
+        return not ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
