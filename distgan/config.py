@@ -297,6 +297,9 @@ class ClusterConfig(Section):
     """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed."""
     generator: ShardingConfig = ShardingConfig()
     discriminator: ShardingConfig = ShardingConfig()
+    parity_check: bool = False
+    """Before training, hold the ZeRO engines against plain PyTorch on small networks for a few
+    steps (`launch.py doctor` always does), and refuse to start if they differ."""
 
 
 class Config(Section):
