@@ -257,7 +257,18 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from distgan.doctor import report
 
-    print(report(_config(arguments)))
+    config = _config(arguments)
+    print(report(config), flush=True)
+    if config.cluster.num_workers >= 1:
+        from cluster.parity import check_parity
+
+        parity = check_parity(config)
+        print(parity)
+        if not parity.passed:
+            print("launch.py doctor: take other ZeRO stages in cluster.generator and cluster."
+                  "discriminator, or the DeepSpeed of pyproject.toml", file=sys.stderr)  # fmt: skip
+            return 1
+    print("all is well")
     return 0
 
 

@@ -3,6 +3,7 @@
 For checks that need real processes without a Ray cluster: the parity check and the tests.
 """
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -43,15 +44,15 @@ def run_on_ranks(
         results: list[Connection] = []
         try:
             for rank in range(world_size):
-                receiver, sender = context.Pipe(duplex=False)
+                ours, theirs = context.Pipe()
                 rendezvous = (rank, world_size, device_type, f"file://{folder}/rendezvous")
                 process: BaseProcess = context.Process(
-                    target=_run, args=(function, arguments, rendezvous, sender), daemon=True
+                    target=_run, args=(function, arguments, rendezvous, theirs), daemon=True
                 )
                 process.start()
-                sender.close()  # the child's end is the last one: its death is an end of file
+                theirs.close()  # the child's end is the last one: its death is an end of file
                 processes.append(process)
-                results.append(receiver)
+                results.append(ours)
             return _collect(results, time.monotonic() + timeout_s)
         finally:
             for process in processes:
@@ -81,7 +82,7 @@ def _run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     rendezvous: tuple[int, int, str, str],
-    sender: Connection,
+    parent: Connection,
 ) -> None:
     rank, world_size, device_type, init_method = rendezvous
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
@@ -94,6 +95,8 @@ def _run(
         stop_process_group()
     except Exception:  # noqa: BLE001 (the parent raises it)
         failure = traceback.format_exc()
-    sender.send((failure, value))
     sys.stdout.flush()
+    parent.send((failure, value))
+    with contextlib.suppress(EOFError, OSError):
+        parent.recv()  # it fetches tensors from this process, and then kills it, or is gone
     os._exit(0)  # a failed group may wait for the others while it is taken down

@@ -313,6 +313,9 @@ class ClusterConfig(Section):
     the newest checkpoint. Longer than any step, sample drawing and checkpoint take."""
     generator: ShardingConfig = ShardingConfig()
     discriminator: ShardingConfig = ShardingConfig()
+    parity_check: bool = False
+    """Before training, hold the ZeRO engines against plain PyTorch on small networks for a few
+    steps (`launch.py doctor` always does), and refuse to start if they differ."""
 
 
 class Config(Section):

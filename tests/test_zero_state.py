@@ -1,0 +1,217 @@
+"""State of the ZeRO engines: any stage and world size writes it, any other goes on from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor
+
+from cluster.parity import own_places, plain_engines, random_clips, sharded_engines, stir
+from cluster.ranks import run_on_ranks
+from distgan.adversarial_step import AdversarialStep
+from distgan.checkpoint import Fragment, commit, read_checkpoint, write_fragments
+from distgan.config import Config
+from distgan.timing import PartTimer
+from tests.tiny_networks import CPU, tiny_config
+
+STAGES, SIZES = (0, 1, 2, 3), (1, 2)
+WRITERS = ["plain", *(f"stage {stage} of {size}" for stage in STAGES for size in SIZES)]
+# Of a tensor's largest element, after two further steps. Other sizes take the batch in other parts.
+ROUNDING = 1e-5
+
+
+def config_of(stage: int) -> Config:
+    """A generator under Adam and a discriminator under SGD with momentum."""
+    return tiny_config({
+        "cluster.generator.zero_stage": stage,
+        "cluster.discriminator.zero_stage": stage,
+        "optim.discriminator.kind": "sgd",
+        "optim.discriminator.momentum": 0.9,
+        "optim.discriminator.lr": 1e-3,
+        "loss.penalty_interval": 2,
+        "loss.gamma": 0.1,
+    })  # fmt: skip
+
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Continued:
+    """The state two steps after what a writer wrote."""
+
+    writer: str
+    state: State
+
+
+def advance(adversarial: AdversarialStep, first: int, places: range) -> None:
+    """Two steps."""
+    for step in (first, first + 1):
+        clips = random_clips(adversarial.config, step, CPU)
+        adversarial.run(clips[places.start : places.stop], places, step)
+
+
+def fragments_of(adversarial: AdversarialStep) -> list[Fragment]:
+    engines = adversarial.generator, adversarial.discriminator
+    return [fragment for engine in engines for fragment in engine.state_fragments()]
+
+
+def put_together(pieces: Sequence[Fragment]) -> State:
+    """Whole tensors from the fragments of all ranks."""
+    whole: State = {}
+    for name in {piece.name for piece in pieces}:
+        own = sorted((p for p in pieces if p.name == name), key=lambda p: p.start)
+        whole[name] = torch.cat([p.values for p in own]).reshape(own[0].shape)
+    return whole
+
+
+def whole_state(adversarial: AdversarialStep) -> State:
+    """On a rank: the same whole state on all."""
+    everywhere: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everywhere, fragments_of(adversarial))
+    return put_together([piece for pieces in everywhere for piece in pieces])
+
+
+def zero_step(config: Config) -> AdversarialStep:
+    return AdversarialStep(config, *sharded_engines(config, CPU), PartTimer(CPU))
+
+
+def write_everywhere(folder: str) -> list[Continued]:
+    """On a rank: each stage takes two steps, writes a checkpoint, and goes on."""
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    continued = []
+    for stage in STAGES:
+        adversarial = zero_step(config_of(stage))
+        places = own_places(adversarial.config.train.batch_size)
+        start(adversarial)
+        advance(adversarial, 1, places)
+        writer = f"stage {stage} of {size}"
+        part = write_fragments(f"{folder}/{writer}", f"rank-{rank}", fragments_of(adversarial))
+        parts: list[Any] = [None] * size
+        torch.distributed.all_gather_object(parts, part)
+        if rank == 0:
+            commit(f"{folder}/{writer}", parts, {})
+        advance(adversarial, 3, places)
+        continued.append(Continued(writer, whole_state(adversarial)))
+    return continued
+
+
+def start(adversarial: AdversarialStep) -> None:
+    """The same stirred weights in all engines, by way of a state without optimizers."""
+    for seed, engine in enumerate(plain_engines(adversarial.config, CPU)):
+        stir(engine.module, seed)
+        mine = (adversarial.generator, adversarial.discriminator)[seed]
+        mine.load_state_tensors(engine.state_tensors())
+
+
+def read_everything(folder: str) -> dict[str, list[Continued]]:
+    """On a rank: each stage goes on from what every writer wrote."""
+    size = torch.distributed.get_world_size()
+    found = {}
+    for stage in STAGES:
+        own = f"stage {stage} of {size}"
+        adversarial = zero_step(config_of(stage))
+        continued = []
+        for writer in sorted(WRITERS, key=lambda name: name != own):  # its own into a fresh engine
+            load(adversarial, folder, writer)
+            advance(adversarial, 3, own_places(adversarial.config.train.batch_size))
+            continued.append(Continued(writer, whole_state(adversarial)))
+        found[own] = continued
+    return found
+
+
+def load(adversarial: AdversarialStep, folder: str, writer: str) -> None:
+    tensors = read_checkpoint(f"{folder}/{writer}", 2).tensors
+    adversarial.generator.load_state_tensors(tensors)
+    adversarial.discriminator.load_state_tensors(tensors)
+
+
+def plain_step() -> AdversarialStep:
+    config = config_of(0)
+    return AdversarialStep(config, *plain_engines(config, CPU), PartTimer(CPU))
+
+
+@dataclass(frozen=True)
+class Journey:
+    """From a writer to a reader, and on; beside the writer that never stopped."""
+
+    same_names: bool
+    bit_equal: bool
+    difference: float
+    """The largest, relative to the largest element of its tensor."""
+
+
+@dataclass(frozen=True)
+class Journeys:
+    by_pair: dict[tuple[str, str], Journey]
+    """By writer and reader."""
+    folder: str
+
+
+def compare(expected: State, found: State) -> Journey:
+    return Journey(
+        same_names=expected.keys() == found.keys(),
+        bit_equal=all(torch.equal(tensor, found[name]) for name, tensor in expected.items()),
+        difference=max(
+            ((found[name] - tensor).abs().max() / tensor.abs().max().clamp_min(1e-3)).item()
+            for name, tensor in expected.items()
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
+    folder = str(Path(tmp_path_factory.mktemp("states")))
+    plain = plain_step()
+    everything = range(plain.config.train.batch_size)
+    start(plain)
+    advance(plain, 1, everything)
+    commit(f"{folder}/plain", [write_fragments(f"{folder}/plain", "all", fragments_of(plain))], {})
+    advance(plain, 3, everything)
+    uninterrupted = {"plain": put_together(fragments_of(plain))}
+    for size in SIZES:
+        for continued in run_on_ranks(write_everywhere, (folder,), world_size=size)[0]:
+            uninterrupted[continued.writer] = continued.state
+    resumed = {}
+    for size in SIZES:
+        for reader, found in run_on_ranks(read_everything, (folder,), world_size=size)[0].items():
+            resumed |= {(continued.writer, reader): continued.state for continued in found}
+    for writer in WRITERS:
+        reader_step = plain_step()
+        load(reader_step, folder, writer)
+        advance(reader_step, 3, everything)
+        resumed[writer, "plain"] = put_together(fragments_of(reader_step))
+    by_pair = {pair: compare(uninterrupted[pair[0]], state) for pair, state in resumed.items()}
+    return Journeys(by_pair, folder)
+
+
+@pytest.mark.parametrize("reader", WRITERS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_any_engine_goes_on_from_any_other(writer: str, reader: str, journeys: Journeys) -> None:
+    journey = journeys.by_pair[writer, reader]
+    assert journey.same_names
+    assert journey.bit_equal or reader != writer
+    assert journey.difference < ROUNDING
+
+
+def test_all_engines_write_the_same_tensors(journeys: Journeys) -> None:
+    described = {
+        writer: {
+            name: (tensor.shape, tensor.dtype)
+            for name, tensor in read_checkpoint(f"{journeys.folder}/{writer}", 2).tensors.items()
+        }
+        for writer in WRITERS
+    }
+    assert all(tensors == described["plain"] for tensors in described.values())
+    assert any(name.endswith("/step") for name in described["plain"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_share_the_writing(stage: int, journeys: Journeys) -> None:
+    folder = Path(journeys.folder) / f"stage {stage} of 2"
+    first, second = ((folder / f"rank-{rank}.safetensors").stat().st_size for rank in range(2))
+    assert 0.8 < first / second < 1.25
