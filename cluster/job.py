@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cluster import hangs
 from cluster.board import Failure, Snapshot, make_board
 from cluster.devices import devices, resources, uses_gpus, wait_until_settled
+from cluster.parity import require_parity
 from cluster.ray_cluster import connected, nodes_elsewhere
 from cluster.ray_storage import ray_storage
 from cluster.scaling import check_sizes, size_for
@@ -70,6 +71,8 @@ def train_on_cluster(config: Config) -> Outcome:
     # Ray sets signal handlers of its own when it starts: ours come after.
     with alone_in(config.run.dir), connected(), StopSignals().watching() as signals:
         _check_data(config)
+        if config.cluster.parity_check:
+            tqdm.write(str(require_parity(config)))
         return _Run(config, signals).to_its_end()
 
 
