@@ -1,5 +1,6 @@
 """A training worker in which a fault comes once, at an exact place; see `fault_program`."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -21,6 +22,18 @@ def _raise() -> None:
     raise RuntimeError("a fault that a test asked for")
 
 
+def _kill_controller() -> None:
+    """Of this run: a child of the same raylet."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            title = (folder / "cmdline").read_bytes()
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if title.startswith(b"ray::TrainController") and int(parent) == os.getppid():
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+    raise AssertionError("no controller found")
+
+
 FAULTS: dict[str, Callable[[], Any]] = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
@@ -29,6 +42,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "abort": os.abort,
     "exception": _raise,
     "hang": lambda: time.sleep(1000),
+    "controller killed": _kill_controller,
     "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
 }
 PLACES = {

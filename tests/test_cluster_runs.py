@@ -3,16 +3,12 @@
 Each test is a whole run by the command line on a real local cluster.
 """
 
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,18 +17,26 @@ from distgan import storage
 from distgan.checkpoint import (
     checkpoint_folder,
     committed_steps,
-    load_newest,
     read_checkpoint,
 )
 from distgan.metrics.writer import read_metrics
 from distgan.run_folder import DIVERGED
+from tests.cluster_runs import (
+    SHOWN,
+    arguments,
+    assert_same_run,
+    logged,
+    run_program,
+    tensors_of,
+    train,
+    train_with_fault,
+    wait_until,
+)
 from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
-from tests.tiny import REPOSITORY, TINY, launch
+from tests.tiny import launch
 
 pytestmark = pytest.mark.timeout(300)
-
-TIMED = ("time/", "throughput/", "memory/")
 
 
 @pytest.fixture(scope="module")
@@ -41,76 +45,18 @@ def head() -> Iterator[dict[str, str]]:
         yield environment
 
 
-def arguments(data: str, run: Path, *more: str) -> list[str]:
-    return ["train", *TINY, f"data.shards={data}", f"run.dir={run}", *more]
-
-
-def run_program(
-    command: list[str], environment: dict[str, str], code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Runs to its end from the repository's root; fails unless it exits with `code`."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
-    return done
-
-
-def train(
-    head: dict[str, str], data: str, run: Path, *more: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    command = ["launch.py", *arguments(data, run, "cluster.num_workers=2", *more)]
-    return run_program(command, head, code)
-
-
-def train_with_fault(
-    head: dict[str, str], data: str, run: Path, fault: dict[str, Any], *more: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    text = json.dumps(fault | {"marker": str(run) + "-marker"})
-    more = ("cluster.num_workers=2", *more)
-    program = ["-m", "tests.fault_program", text]
-    return run_program([*program, *arguments(data, run, *more)], head, code)
-
-
-def tensors_of(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint, problems = load_newest(str(run))
-    assert checkpoint is not None and not problems
-    return checkpoint.tensors
-
-
-def logged(run: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what a clock measured."""
-    lines = read_metrics(str(run / "metrics.jsonl"))
-    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Equal in every bit of the last checkpoint and in every logged number."""
-    ours, theirs = tensors_of(one), tensors_of(other)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
-    assert logged(one) == logged(other)
-
-
 @pytest.fixture(scope="module")
 def calm(head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     run = tmp_path_factory.mktemp("calm") / "run"
-    done = train(head, tiny_data, run, "log.sample_interval_steps=6", "log.proxy_interval_steps=6",
-                 "log.proxy_clips=16")  # fmt: skip
+    done = train(head, tiny_data, run, *SHOWN)  # fmt: skip
     assert "stopped at step 12" in done.stdout
     return run
 
 
 def test_two_workers_train_as_one_process_does(calm: Path, tiny_data: str, tmp_path: Path) -> None:
     local = tmp_path / "local"
-    done = launch(*arguments(tiny_data, local, "log.sample_interval_steps=6",
-                             "log.proxy_interval_steps=6", "log.proxy_clips=16"))  # fmt: skip
+    done = launch(*arguments(tiny_data, local, *SHOWN))  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours, theirs = tensors_of(calm), tensors_of(local)
     assert ours.keys() == theirs.keys()
@@ -130,7 +76,7 @@ def test_a_run_moves_between_local_mode_and_the_cluster(
 ) -> None:
     """Another number of workers and other ZeRO stages on resume, and back to one process."""
     run = tmp_path / "run"
-    more = ("log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16")
+    more = SHOWN
     assert launch(*arguments(tiny_data, run, "train.max_steps=4", "train.schedule_steps=12",
                              *more)).returncode == 0  # fmt: skip
     train(head, tiny_data, run, "train.max_steps=8", "cluster.generator.zero_stage=3",
@@ -147,8 +93,7 @@ def test_a_killed_worker_leaves_no_trace(
 ) -> None:
     fault = {"rank": 1, "step": 7, "place": "generator", "kind": "SIGKILL"}
     done = train_with_fault(
-        head, tiny_data, tmp_path / "run", fault, "log.sample_interval_steps=6",
-        "log.proxy_interval_steps=6", "log.proxy_clips=16",
+        head, tiny_data, tmp_path / "run", fault, *SHOWN,
     )  # fmt: skip
     assert "the workers failed (1 of 3 times in a row)" in done.stdout + done.stderr
     assert_same_run(calm, tmp_path / "run")
@@ -161,7 +106,7 @@ def test_a_hanging_worker_is_named_and_replaced(
     fault = {"rank": 1, "step": 7, "place": "discriminator", "kind": "SIGSTOP"}
     done = train_with_fault(
         head, tiny_data, tmp_path / "run", fault, "cluster.hang_seconds=15",
-        "log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16",
+        *SHOWN,
     )  # fmt: skip
     told = done.stdout + done.stderr
     assert re.search(r"hanging: rank 1\n", told)
@@ -296,11 +241,3 @@ def test_a_run_shrinks_when_a_machine_is_lost_and_grows_when_one_comes(
     ours, theirs = (checkpoint.tensors for checkpoint in at_100)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-3, msg=name)
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert process.poll() is None, "it ended"
-        assert time.monotonic() < deadline, "it did not get there"
-        time.sleep(0.1)

@@ -1,0 +1,82 @@
+"""Whole runs of two workers by the command line, and what is compared of them."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distgan.checkpoint import load_newest
+from distgan.metrics.writer import read_metrics
+from tests.tiny import REPOSITORY, TINY
+
+TIMED = ("time/", "throughput/", "memory/")
+SHOWN = ("log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16")
+
+
+def arguments(data: str, run: Path, *more: str) -> list[str]:
+    return ["train", *TINY, f"data.shards={data}", f"run.dir={run}", *more]
+
+
+def run_program(
+    command: list[str], environment: dict[str, str], code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Runs to its end from the repository's root; fails unless it exits with `code`."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def train(
+    head: dict[str, str], data: str, run: Path, *more: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    command = ["launch.py", *arguments(data, run, "cluster.num_workers=2", *more)]
+    return run_program(command, head, code)
+
+
+def train_with_fault(
+    head: dict[str, str], data: str, run: Path, fault: dict[str, Any], *more: str, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    text = json.dumps(fault | {"marker": str(run) + "-marker"})
+    more = ("cluster.num_workers=2", *more)
+    program = ["-m", "tests.fault_program", text]
+    return run_program([*program, *arguments(data, run, *more)], head, code)
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint, problems = load_newest(str(run))
+    assert checkpoint is not None and not problems
+    return checkpoint.tensors
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what a clock measured."""
+    lines = read_metrics(str(run / "metrics.jsonl"))
+    return [{k: v for k, v in line.items() if not k.startswith(TIMED)} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal in every bit of the last checkpoint and in every logged number."""
+    ours, theirs = tensors_of(one), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert logged(one) == logged(other)
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < deadline, "it did not get there"
+        time.sleep(0.1)
