@@ -5,6 +5,7 @@ Each test is a whole run by the command line on a real local cluster.
 
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from tests.cluster_runs import (
     train_with_fault,
     wait_until,
 )
+from tests.object_servers import BUCKET, CREDENTIALS, KEY, OPTIONS, SECRET, rclone_server
 from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
 from tests.tiny import launch
@@ -86,6 +88,24 @@ def test_a_run_moves_between_local_mode_and_the_cluster(
     ours, theirs = tensors_of(run), tensors_of(calm)
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-5, msg=name)
+
+
+def test_data_and_run_may_lie_on_object_storage(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """With a cluster of its own, whose workers take their credentials from the environment."""
+    root = tmp_path / "server"
+    shutil.copytree(tiny_data, root / BUCKET / "data")
+    own = {name: value for name, value in head.items() if not name.startswith("RAY_")}
+    with rclone_server(root) as port:
+        command = arguments(
+            f"s3://{BUCKET}/data", tmp_path, *SHOWN, *OPTIONS, "cluster.num_workers=2",
+            f"run.dir=s3://{BUCKET}/run", f"storage.endpoint_url=http://127.0.0.1:{port}",
+        )  # fmt: skip
+        run_program(["launch.py", *command], own | CREDENTIALS)
+    assert_same_run(calm, root / BUCKET / "run")
+    told = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
+    assert SECRET.encode() not in told and KEY.encode() not in told
 
 
 def test_a_killed_worker_leaves_no_trace(
