@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from distgan.checkpoint import (
     checkpoint_folder,
     commit,
     committed_steps,
+    drop_old,
     load_newest,
     read_checkpoint,
     set_aside_after,
@@ -283,30 +285,61 @@ def test_a_full_disk_leaves_the_one_before(
     assert loaded is not None and loaded.step == 1 and problems == []
 
 
-@pytest.mark.parametrize("failing", range(1, WRITES + 1))
-def test_a_killed_writer_leaves_the_one_before(
-    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing runs after a kill: what lies there then is still no checkpoint."""
-    save(tmp_path, 1)
+class Killed(BaseException):
+    """Nothing runs after it."""
 
-    class Killed(BaseException):
-        pass
+
+def save_in_two_pieces(run: Path, step: int) -> None:
+    """As two ranks do, one after the other; two committed checkpoints are kept."""
+    folder = checkpoint_folder(str(run), step)
+    pieces = [[Fragment("x", (10,), start, torch.full((5,), float(step)))] for start in (0, 5)]
+    parts = [write_fragments(folder, f"rank-{n:05d}", piece) for n, piece in enumerate(pieces)]
+    commit(folder, parts, STATE | {"step": step})
+    drop_old(str(run), keep=2)
+
+
+POINTS = [("write", number, share) for number in range(1, 6) for share in range(11)]
+POINTS += [("removal", number, 0) for number in range(1, 4)]
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda p: "-".join(map(str, p)))
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
+    point: tuple[str, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """58 points: after 0 to 10 tenths of each file's bytes, and within the removal of old ones."""
+    for step in (1, 2):
+        save_in_two_pieces(tmp_path, step)
+    kind, number, tenths = point
 
     def die(path: str, data: bytes) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).with_name(".partial").write_bytes(data[: len(data) // 2])
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{target.name}.partial")
+        beside.write_bytes(data[: len(data) * tenths // 10])
         raise Killed
 
-    fail_at_write(failing, die, monkeypatch)
+    if kind == "write":
+        fail_at_write(number, die, monkeypatch)
+    else:
+        removals = iter(range(1, 99))
+        unlink = os.unlink
+
+        def dying_unlink(*arguments: Any, **options: Any) -> None:
+            if next(removals) == number:
+                raise Killed
+            unlink(*arguments, **options)
+
+        monkeypatch.setattr(os, "unlink", dying_unlink)
     with pytest.raises(Killed):
-        save(tmp_path, 2)
+        save_in_two_pieces(tmp_path, 3)
     monkeypatch.undo()
     loaded, problems = load_newest(str(tmp_path))
-    assert loaded is not None and loaded.step == 1 and problems == []
-    set_aside_after(str(tmp_path), 1)
-    save(tmp_path, 2)
-    assert committed_steps(str(tmp_path)) == [1, 2]
+    newest = 2 if kind == "write" else 3
+    assert loaded is not None and loaded.step == newest and problems == []
+    assert loaded.tensors["x"].eq(newest).all()
+    set_aside_after(str(tmp_path), newest)
+    save_in_two_pieces(tmp_path, 4)
+    assert committed_steps(str(tmp_path)) == [newest, 4]
 
 
 def test_a_failed_write_leaves_neither_file_nor_rest(
