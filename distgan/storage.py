@@ -12,6 +12,7 @@ to it, once a process. Common errors, beside those of local files (OSError):
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -25,6 +26,8 @@ _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _options = StorageConfig()
 _stores: dict[tuple[int, str], ObjectStore] = {}
 """By process and scheme: connections do not survive a fork."""
+_slots: dict[int, threading.Semaphore] = {}
+"""By process: requests to all stores that may be under way together."""
 
 
 def configure(options: StorageConfig) -> None:
@@ -33,6 +36,7 @@ def configure(options: StorageConfig) -> None:
     if options != _options:
         _options = options
         _stores.clear()
+        _slots.clear()
 
 
 def options() -> StorageConfig:
@@ -105,17 +109,21 @@ def list_tree(url: str) -> dict[str, int]:
     return _store(url).tree(url)
 
 
-def read_bytes(path: str, *, is_right: Callable[[bytes], bool] | None = None) -> bytes:
+def read_bytes(
+    path: str, *, is_right: Callable[[bytes], bool] | None = None, size: int = 0
+) -> bytes:
     """The whole file.
 
     Args:
         is_right: checks a digest, say. Bytes from object storage that are not right are read again
             until they come right or come twice the same: then they are damaged at rest and are
             returned as they are, so callers still judge them. Without it the object's MD5 judges.
+        size: the bytes it has if all is well, for callers that know: with `is_right` an object
+            then comes with the first request. One of another size still comes as it is.
     """
     if is_local(path):
         return local_path(path).read_bytes()
-    return _store(path).read(path, is_right)
+    return _store(path).read(path, is_right, size)
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
@@ -202,7 +210,8 @@ def _store(url: str) -> ObjectStore:
         raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
     key = (os.getpid(), scheme.lower())
     if key not in _stores:
-        _stores[key] = ObjectStore(scheme.lower(), _options)
+        slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
+        _stores[key] = ObjectStore(scheme.lower(), _options, slots)
     return _stores[key]
 
 

@@ -28,8 +28,11 @@ class ShardCache:
         self.limit_bytes = int(config.cache_gigabytes * 1e9)
         self._is_usable = True
 
-    def read(self, url: str, sha256: str, is_right: Callable[[bytes], bool]) -> bytes:
-        """The shard's bytes from the cache or, if it isn't there or is damaged there, from `url`.
+    def read(
+        self, url: str, sha256: str, is_right: Callable[[bytes], bool], size: int = 0
+    ) -> bytes:
+        """The shard's bytes from the cache or, if it isn't there or is damaged there, from `url`,
+        where it has this `size`.
 
         Raises:
             As `storage.read_bytes`. A cache that can't be used is said once, and done without.
@@ -48,7 +51,7 @@ class ShardCache:
             came_right = is_right(data)
             return came_right
 
-        data = storage.read_bytes(url, is_right=judge)
+        data = storage.read_bytes(url, is_right=judge, size=size)
         if came_right and self._is_usable and len(data) <= self.limit_bytes:
             try:
                 self._keep(file, data)

@@ -51,9 +51,9 @@ def read_shard(
 
     try:
         if cache is None or storage.is_local(path):
-            data = storage.read_bytes(path, is_right=is_right)
+            data = storage.read_bytes(path, is_right=is_right, size=entry.bytes)
         else:
-            data = cache.read(path, entry.sha256, is_right)
+            data = cache.read(path, entry.sha256, is_right, entry.bytes)
     except FileNotFoundError:
         every = tuple[tuple[int, Cause], ...]((i, "shard_missing") for i in range(entry.samples))
         nothing = (None,) * entry.samples
