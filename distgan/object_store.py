@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distgan import drivers
+from distgan.buffers import Bytes, copy_into, new_buffer
 from distgan.config import StorageConfig
+from distgan.drivers import key_of
 from distgan.errors import UserError
 from distgan.hedging import Hedging
 from distgan.multipart import upload_in_parts
@@ -27,7 +29,7 @@ EXPECTED_BYTES_PER_S = 1e6
 """A first attempt slower than this is taken for a stall; each further one gets twice the time."""
 
 T = TypeVar("T")
-IsRight = Callable[[bytes], bool]
+IsRight = Callable[[Bytes], bool]
 Ask = Callable[..., Any]
 """Calls a method of the driver by its name, such as ask("info", url): one request, more or less."""
 
@@ -83,7 +85,7 @@ class ObjectStore:
                 raise UserError(f"there is no bucket {url} at {self.endpoint}") from error
             raise
 
-    def read(self, url: str, is_right: IsRight | None = None, size: int = 0) -> bytes:
+    def read(self, url: str, is_right: IsRight | None = None, size: int = 0) -> Bytes:
         """The whole object; if it came twice the same, also if `is_right` says no.
 
         Args:
@@ -91,7 +93,7 @@ class ObjectStore:
         """
         before, expected = b"", size if is_right else 0
 
-        def attempt(number: int) -> bytes:
+        def attempt(number: int) -> Bytes:
             nonlocal before, expected
             facts = None if expected else self.facts(url)
             if facts and facts.is_folder:
@@ -109,26 +111,35 @@ class ObjectStore:
 
         return self._retry("read", url, attempt)
 
-    def read_range(self, url: str, start: int, length: int) -> bytes:
+    def read_range(self, url: str, start: int, length: int) -> Bytes:
         """`length` bytes from `start`, fewer only where the object ends."""
         return self._read_pieces(url, start, start + length, None)
 
-    def _read_whole(self, url: str, size: int) -> bytes:
+    def _read_whole(self, url: str, size: int) -> Bytes:
         """The object, if it has this size; else what it has, and at most a byte more."""
-        return self._read_pieces(url, 0, size, size) if size else b""
+        return self._read_pieces(url, 0, size, size)
 
-    def _read_pieces(self, url: str, start: int, end: int, size: int | None) -> bytes:
+    def _read_pieces(self, url: str, start: int, end: int, size: int | None) -> Bytes:
         """The bytes from `start` to `end`; of an object of this `size`, if that is known."""
+        if start >= end:
+            return b""
         step = self.part_bytes
         pieces = [(at, min(at + step, end)) for at in range(start, end, step)]
         if size is not None:
             pieces[-1] = (pieces[-1][0], end + 1)  # comes back if the object is longer than that
         limit, budget_s = self.config.max_concurrency, self.config.retry_seconds
+        # Only what a request has brought whole comes in here, so none can spoil another's bytes.
+        whole = new_buffer(end + 1 - start) if len(pieces) > 1 else memoryview(b"")
 
-        def read_piece(piece: tuple[int, int], retrier: Retrier) -> bytes:
-            return self._read_piece(url, *piece, size, retrier)
+        def read_piece(piece: tuple[int, int], retrier: Retrier) -> Bytes:
+            data = self._read_piece(url, *piece, size, retrier)
+            if len(pieces) > 1:
+                copy_into(whole, piece[0] - start, data)
+                return whole[piece[0] - start : piece[0] - start + len(data)]
+            return data
 
-        return b"".join(in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s))
+        read = in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s)
+        return whole[: sum(map(len, read))] if len(pieces) > 1 else read[0]
 
     def fetch(self, url: str, path: Path) -> None:
         """Copies an object into a local file, a few parts at a time.
@@ -168,8 +179,8 @@ class ObjectStore:
         """Sorted names directly below; empty if there are none."""
 
         def attempt(ask: Ask) -> list[str]:
-            own = _key(url)
-            paths = [_key(entry["name"]) for entry in ask("ls", url, detail=True)]
+            own = key_of(url)
+            paths = [key_of(entry["name"]) for entry in ask("ls", url, detail=True)]
             # An object of that very name, or a folder's own marker, is not below it.
             return sorted({path.rpartition("/")[2] for path in paths if path != own})
 
@@ -182,9 +193,9 @@ class ObjectStore:
         """All objects below, at any depth: path relative to `url` -> bytes, sorted by path."""
 
         def attempt(ask: Ask) -> dict[str, int]:
-            own = _key(url) + "/"
+            own = key_of(url) + "/"
             found = ask("find", url, detail=True)
-            sizes = {_key(name): int(info["size"]) for name, info in found.items()}
+            sizes = {key_of(name): int(info["size"]) for name, info in found.items()}
             return {n.removeprefix(own): s for n, s in sorted(sizes.items()) if n.startswith(own)}
 
         try:
@@ -221,7 +232,7 @@ class ObjectStore:
         self, method: str, url: str, *, size: int = 0, retrier: Retrier | None = None, **values: Any
     ) -> dict[str, Any]:
         """One request of S3's own API on the object at `url`."""
-        bucket, _, key = _key(url).partition("/")
+        bucket, _, key = key_of(url).partition("/")
 
         def attempt(ask: Ask) -> dict[str, Any]:
             return ask("call_s3", method, Bucket=bucket, Key=key, **values)
@@ -230,9 +241,9 @@ class ObjectStore:
 
     def _read_piece(
         self, url: str, start: int, end: int, size: int | None, retrier: Retrier
-    ) -> bytes:
-        def attempt(ask: Ask) -> bytes:
-            data: bytes = ask("cat_file", url, start=start, end=end)
+    ) -> Bytes:
+        def attempt(ask: Ask) -> Bytes:
+            data: Bytes = ask("cat_file", url, start=start, end=end)
             if len(data) == end - start or (size is not None and len(data) == size - start):
                 return data
             true_size = self.facts(url, retrier).size
@@ -289,14 +300,9 @@ class ObjectStore:
         return self._fs
 
 
-def _key(url: str) -> str:
-    """Without scheme and closing slashes: bucket/key."""
-    return url.partition("://")[2].strip("/") if "://" in url else url.strip("/")
-
-
-def _md5_raw(data: bytes) -> bytes:
+def _md5_raw(data: Bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: Bytes) -> str:
     return _md5_raw(data).hex()

@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
+from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import UserError
-from distgan.object_store import ObjectStore
+from distgan.object_store import IsRight, ObjectStore
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
@@ -109,27 +109,39 @@ def list_tree(url: str) -> dict[str, int]:
     return _store(url).tree(url)
 
 
-def read_bytes(
-    path: str, *, is_right: Callable[[bytes], bool] | None = None, size: int = 0
-) -> bytes:
+def read_bytes(path: str, *, is_right: IsRight | None = None) -> bytes:
     """The whole file.
 
     Args:
         is_right: checks a digest, say. Bytes from object storage that are not right are read again
             until they come right or come twice the same: then they are damaged at rest and are
             returned as they are, so callers still judge them. Without it the object's MD5 judges.
-        size: the bytes it has if all is well, for callers that know: with `is_right` an object
-            then comes with the first request. One of another size still comes as it is.
     """
     if is_local(path):
         return local_path(path).read_bytes()
-    return _store(path).read(path, is_right, size)
+    return bytes(_store(path).read(path, is_right))
+
+
+def read_large(path: str, *, is_right: IsRight | None = None, size: int = 0) -> Bytes:
+    """As `read_bytes`, without copying what came.
+
+    Args:
+        size: the bytes it has if all is well, for callers that know: with `is_right`, an object
+            then comes with the first request. One of another size still comes as it is.
+    """
+    if not is_local(path):
+        return _store(path).read(path, is_right, size)
+    with local_path(path).open("rb", buffering=0) as file:
+        buffer, filled = new_buffer(os.fstat(file.fileno()).st_size), 0
+        while count := file.readinto(buffer[filled:]):
+            filled += count
+    return buffer[:filled]
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
     """`length` bytes from `start`, fewer only where the file ends; nothing vouches for them."""
     if not is_local(path):
-        return _store(path).read_range(path, start, length)
+        return bytes(_store(path).read_range(path, start, length))
     with local_path(path).open("rb") as file:
         file.seek(start)
         return file.read(length)

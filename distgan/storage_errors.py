@@ -65,7 +65,7 @@ def code_of(error: BaseException) -> str:
 
 
 def retry_after_s(error: BaseException) -> float:
-    """Seconds that the server asked to wait (`Retry-After`, a number or a date); 0 if it did not."""
+    """Seconds that the server asked to wait (`Retry-After`, a number or a date), else 0."""
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     value = str(headers.get("retry-after", "")).strip()
     if value.isdecimal():

@@ -16,9 +16,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from distgan.buffers import Bytes
+
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
 
+_LONGEST_NPY_HEADER = 10 + (1 << 16)  # of version 1.0
 GOP = 16
 """Frames from one key frame of an mp4 clip to the next."""
 
@@ -56,7 +59,7 @@ def encode(frames_THW3: Pixels, frame_rate_hz: float, clip_format: ClipFormat) -
     return _encode_mp4(frames_THW3, frame_rate_hz)
 
 
-def decode(data: bytes, clip_format: ClipFormat, indices: Sequence[int] | None = None) -> Pixels:
+def decode(data: Bytes, clip_format: ClipFormat, indices: Sequence[int] | None = None) -> Pixels:
     """Frames of a clip, (T, H, W, 3) uint8: all of them, or those of `indices` in that order.
 
     Raises:
@@ -70,6 +73,8 @@ def decode(data: bytes, clip_format: ClipFormat, indices: Sequence[int] | None =
             return clip
         if any(index >= len(clip) for index in indices):
             raise ValueError(f"clip of {len(clip)} frames has no frame {max(indices)}")
+        if isinstance(indices, range) and indices.step > 0:
+            return clip[indices.start : indices.stop : indices.step]  # nothing is copied
         return clip[np.asarray(indices, dtype=np.intp)]
     try:
         return _decode_mp4(data, indices)
@@ -95,7 +100,7 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_mp4(data: bytes, indices: Sequence[int] | None) -> Pixels:
+def _decode_mp4(data: Bytes, indices: Sequence[int] | None) -> Pixels:
     with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
         stream: Any = container.streams.best("video")
         if stream is None:
@@ -125,9 +130,9 @@ def _decode_mp4(data: bytes, indices: Sequence[int] | None) -> Pixels:
     return np.stack([frames[index] for index in wanted])
 
 
-def _decode_npy(data: bytes) -> Pixels:
+def _decode_npy(data: Bytes) -> Pixels:
     """A read-only view of the pixels; the header is checked before anything is allocated."""
-    file = io.BytesIO(data)
+    file = io.BytesIO(data[:_LONGEST_NPY_HEADER])
     try:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("npy clip of an unknown version")
