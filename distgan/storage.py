@@ -44,6 +44,11 @@ def options() -> StorageConfig:
     return _options
 
 
+def second_requests() -> int:
+    """How often this process has asked twice as an answer took long, since `configure`."""
+    return sum(store.hedging.started for store in _stores.values())
+
+
 def is_local(path: str) -> bool:
     """Whether a path or URL means a file of this machine.
 
