@@ -76,7 +76,7 @@ def _pyav(clips: list[bytes], count: int) -> Callable[[], Cost]:
     def run() -> Cost:
         clock = Clock()
         for data in itertools.islice(itertools.cycle(clips), count):
-            with av.open(io.BytesIO(data), format="mp4") as container:
+            with av.open(io.BytesIO(data), "r", format="mp4") as container:
                 video: Any = container.streams.video[0]
                 video.codec_context.thread_count = 1
                 np.stack(

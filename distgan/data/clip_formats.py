@@ -4,6 +4,7 @@ The codec's settings follow from `python -m benchmarks clip_formats`. T frames, 
 3 red, green, blue, 0 to 255.
 """
 
+import functools
 import io
 import platform
 import tokenize
@@ -21,7 +22,6 @@ from distgan.buffers import Bytes
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
 
-_LONGEST_NPY_HEADER = 10 + (1 << 16)  # of version 1.0
 GOP = 16
 """Frames from one key frame of an mp4 clip to the next."""
 
@@ -132,16 +132,24 @@ def _decode_mp4(data: Bytes, indices: Sequence[int] | None) -> Pixels:
 
 def _decode_npy(data: Bytes) -> Pixels:
     """A read-only view of the pixels; the header is checked before anything is allocated."""
-    file = io.BytesIO(data[:_LONGEST_NPY_HEADER])
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("npy clip of an unknown version")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise ValueError(f"damaged npy header: {error}") from error
-    pixels = memoryview(data)[file.tell() :]
+    view = memoryview(data)
+    length = 10 + int.from_bytes(view[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(bytes(view[:length]))
+    pixels = view[length:]
     if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"npy clip holds {dtype} {shape}, not uint8 THW3")
     if len(pixels) != int(np.prod(shape, dtype=object)):
         raise ValueError(f"npy clip of shape {shape} has {len(pixels)} bytes of pixels: damaged")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)  # the clips of a data set have one and the same; parsing is slow
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran's order, type) from a file's first bytes."""
+    file = io.BytesIO(header)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("npy clip of an unknown version")
+        return np.lib.format.read_array_header_1_0(file)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise ValueError(f"damaged npy header: {error}") from error
