@@ -128,7 +128,8 @@ class DataConfig(Section):
     training process."""
     shards_in_flight: int = Field(4, ge=1)
     """Shards that each of them reads ahead at a time; beside these it holds one a lane in memory,
-    and one more."""
+    and one more. From object storage they share `storage.max_concurrency` requests: more shards
+    keep these busy while one waits, and take more memory."""
     cache_dir: str = ""
     """Folder on a local disk for shards from object storage, shared by all processes of a machine;
     empty means no cache."""
@@ -278,7 +279,9 @@ class StorageConfig(Section):
     read_timeout_seconds: float = Field(30.0, gt=0)
     """Longest silence of the server within a request."""
     max_concurrency: int = Field(8, ge=1)
-    """Most requests at a time for the parts of one large object."""
+    """Most requests under way at a time in each process (a loader worker is one), for all its
+    objects together. A read that takes far longer than others did is asked for a second time beside
+    these; those are at most 1 in 20 requests, and 4 at once."""
     part_megabytes: float = Field(16.0, ge=5.25)
     """Larger objects travel in parts of this size; S3 refuses less than 5 MiB."""
     upload_interval_seconds: float = Field(30.0, gt=0)

@@ -2,29 +2,36 @@
 
 Reads come back whole or not at all. What was read is vouched for by the caller's digest or by the
 object's MD5; bytes that are wrong are read again until they come right or come twice the same, so
-that damage on the wire passes and damage at rest is told at once.
+that damage on the wire passes and damage at rest is told at once. A read that takes far longer than
+others is asked for a second time; see `hedging`.
 """
 
 import base64
 import hashlib
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distgan import drivers
+from distgan.buffers import Bytes, copy_into, new_buffer
 from distgan.config import StorageConfig
+from distgan.drivers import key_of
 from distgan.errors import UserError
+from distgan.hedging import Hedging
 from distgan.multipart import upload_in_parts
 from distgan.retries import Retrier, in_parallel
 from distgan.storage_errors import EXPIRED_CODES, PassingError, code_of, final_error
 
-S3_SCHEMES = ("s3", "s3a")
 EXPECTED_BYTES_PER_S = 1e6
 """A first attempt slower than this is taken for a stall; each further one gets twice the time."""
 
 T = TypeVar("T")
-IsRight = Callable[[bytes], bool]
+IsRight = Callable[[Bytes], bool]
+Ask = Callable[..., Any]
+"""Calls a method of the driver by its name, such as ask("info", url): one request, more or less."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,19 @@ class Facts:
 
 
 class ObjectStore:
-    """All of one scheme, such as s3://. Not for use in a process forked from this one."""
+    """All of one scheme, such as s3://. Not for use in a process forked from this one.
 
-    def __init__(self, scheme: str, config: StorageConfig) -> None:
+    Args:
+        slots: one for each request that may be under way; the stores of a process share them.
+    """
+
+    def __init__(
+        self, scheme: str, config: StorageConfig, slots: threading.Semaphore | None = None
+    ) -> None:
         self.scheme, self.config = scheme, config
-        self.is_s3 = scheme in S3_SCHEMES
+        self.hedging = Hedging()
+        self._slots = slots or threading.Semaphore(config.max_concurrency)
+        self.is_s3 = scheme in drivers.S3_SCHEMES
         self.endpoint = config.endpoint_url or ("its endpoint" if self.is_s3 else f"{scheme}://")
         self.part_bytes = int(config.part_megabytes * 1e6)
         self._fs: Any = None
@@ -51,12 +66,12 @@ class ObjectStore:
     def facts(self, url: str, retrier: Retrier | None = None) -> Facts:
         """Raises FileNotFoundError if there is neither an object nor a folder."""
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> Facts:
+        def attempt(ask: Ask) -> Facts:
             try:
-                info = fs.info(url, **timeout)
+                info = ask("info", url)
             except OSError as error:
                 if code_of(error) in ("400", "403"):
-                    fs.ls(url, **timeout)  # the answer to a HEAD cannot say why, this one's can
+                    ask("ls", url)  # the answer to a HEAD cannot say why, this one's can
                 raise
             tag = str(info.get("ETag", "")).strip('"').lower()
             is_md5 = re.fullmatch("[0-9a-f]{32}", tag) is not None
@@ -70,37 +85,61 @@ class ObjectStore:
                 raise UserError(f"there is no bucket {url} at {self.endpoint}") from error
             raise
 
-    def read(self, url: str, is_right: IsRight | None = None) -> bytes:
-        """The whole object; if it came twice the same, also if `is_right` says no."""
-        before = b""
+    def read(self, url: str, is_right: IsRight | None = None, size: int = 0) -> Bytes:
+        """The whole object; if it came twice the same, also if `is_right` says no.
 
-        def attempt(number: int) -> bytes:
-            nonlocal before
-            facts = self.facts(url)
-            if facts.is_folder:
+        Args:
+            size: its bytes if the caller knows them, to whom `is_right` matters: saves a request.
+        """
+        before, expected = b"", size if is_right else 0
+
+        def attempt(number: int) -> Bytes:
+            nonlocal before, expected
+            facts = None if expected else self.facts(url)
+            if facts and facts.is_folder:
                 raise IsADirectoryError(url)
-            data = self.read_range(url, 0, facts.size) if facts.size else b""
-            right = is_right(data) if is_right else bool(facts.md5) and _md5(data) == facts.md5
-            if right and len(data) == facts.size:
+            length = facts.size if facts else expected
+            data = self._read_whole(url, length)
+            right = is_right(data) if is_right else bool(facts and _md5(data) == facts.md5)
+            if right and len(data) == length:
                 return data
             digest = hashlib.sha256(data).digest()
-            if digest == before and len(data) == facts.size:
+            if digest == before and len(data) == length:
                 return data
-            before = digest
+            before, expected = digest, expected if len(data) == length else 0
             raise PassingError("its bytes are not those that were written")
 
         return self._retry("read", url, attempt)
 
-    def read_range(self, url: str, start: int, length: int) -> bytes:
+    def read_range(self, url: str, start: int, length: int) -> Bytes:
         """`length` bytes from `start`, fewer only where the object ends."""
+        return self._read_pieces(url, start, start + length, None)
+
+    def _read_whole(self, url: str, size: int) -> Bytes:
+        """The object, if it has this size; else what it has, and at most a byte more."""
+        return self._read_pieces(url, 0, size, size)
+
+    def _read_pieces(self, url: str, start: int, end: int, size: int | None) -> Bytes:
+        """The bytes from `start` to `end`; of an object of this `size`, if that is known."""
+        if start >= end:
+            return b""
         step = self.part_bytes
-        pieces = [(at, min(step, start + length - at)) for at in range(start, start + length, step)]
+        pieces = [(at, min(at + step, end)) for at in range(start, end, step)]
+        if size is not None:
+            pieces[-1] = (pieces[-1][0], end + 1)  # comes back if the object is longer than that
         limit, budget_s = self.config.max_concurrency, self.config.retry_seconds
+        # Only what a request has brought whole comes in here, so none can spoil another's bytes.
+        whole = new_buffer(end + 1 - start) if len(pieces) > 1 else memoryview(b"")
 
-        def read_piece(piece: tuple[int, int], retrier: Retrier) -> bytes:
-            return self._read_piece(url, *piece, retrier)
+        def read_piece(piece: tuple[int, int], retrier: Retrier) -> Bytes:
+            data = self._read_piece(url, *piece, size, retrier)
+            if len(pieces) > 1:
+                copy_into(whole, piece[0] - start, data)
+                return whole[piece[0] - start : piece[0] - start + len(data)]
+            return data
 
-        return b"".join(in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s))
+        read = in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s)
+        return whole[: sum(map(len, read))] if len(pieces) > 1 else read[0]
 
     def fetch(self, url: str, path: Path) -> None:
         """Copies an object into a local file, a few parts at a time.
@@ -134,16 +173,14 @@ class ObjectStore:
             return
         # The server refuses what was damaged on its way.
         check = {"ContentMD5": base64.b64encode(_md5_raw(data)).decode()} if self.is_s3 else {}
-        self._call(
-            "write", url, lambda fs, timeout: fs.pipe_file(url, data, **check, **timeout), len(data)
-        )
+        self._call("write", url, lambda ask: ask("pipe_file", url, data, **check), len(data))
 
     def names(self, url: str) -> list[str]:
         """Sorted names directly below; empty if there are none."""
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> list[str]:
-            own = _key(url)
-            paths = [_key(entry["name"]) for entry in fs.ls(url, detail=True, **timeout)]
+        def attempt(ask: Ask) -> list[str]:
+            own = key_of(url)
+            paths = [key_of(entry["name"]) for entry in ask("ls", url, detail=True)]
             # An object of that very name, or a folder's own marker, is not below it.
             return sorted({path.rpartition("/")[2] for path in paths if path != own})
 
@@ -155,10 +192,10 @@ class ObjectStore:
     def tree(self, url: str) -> dict[str, int]:
         """All objects below, at any depth: path relative to `url` -> bytes, sorted by path."""
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> dict[str, int]:
-            own = _key(url) + "/"
-            found = fs.find(url, detail=True, **timeout)
-            sizes = {_key(name): int(info["size"]) for name, info in found.items()}
+        def attempt(ask: Ask) -> dict[str, int]:
+            own = key_of(url) + "/"
+            found = ask("find", url, detail=True)
+            sizes = {key_of(name): int(info["size"]) for name, info in found.items()}
             return {n.removeprefix(own): s for n, s in sorted(sizes.items()) if n.startswith(own)}
 
         try:
@@ -170,11 +207,11 @@ class ObjectStore:
         """Removes one object; object stores do not say whether there was one."""
         number = -1
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> None:
+        def attempt(ask: Ask) -> None:
             nonlocal number
             number += 1
             try:
-                fs.rm_file(url, **timeout)
+                ask("rm_file", url)
             except FileNotFoundError:
                 if number == 0:
                     raise  # else an earlier attempt did it, and its answer was lost
@@ -189,31 +226,33 @@ class ObjectStore:
 
     def copy(self, url: str, new_url: str) -> None:
         """Copies an object within the store, without its bytes coming here."""
-        self._call("write", new_url, lambda fs, timeout: fs.cp_file(url, new_url, **timeout))
+        self._call("write", new_url, lambda ask: ask("cp_file", url, new_url))
 
     def s3_call(
         self, method: str, url: str, *, size: int = 0, retrier: Retrier | None = None, **values: Any
     ) -> dict[str, Any]:
         """One request of S3's own API on the object at `url`."""
-        bucket, _, key = _key(url).partition("/")
+        bucket, _, key = key_of(url).partition("/")
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> dict[str, Any]:
-            return fs.call_s3(method, Bucket=bucket, Key=key, **values, **timeout)
+        def attempt(ask: Ask) -> dict[str, Any]:
+            return ask("call_s3", method, Bucket=bucket, Key=key, **values)
 
         return self._call("write", url, attempt, size, retrier)
 
-    def _read_piece(self, url: str, start: int, length: int, retrier: Retrier) -> bytes:
-        def attempt(fs: Any, timeout: dict[str, float]) -> bytes:
-            data: bytes = fs.cat_file(url, start=start, end=start + length, **timeout)
-            if len(data) == length:
+    def _read_piece(
+        self, url: str, start: int, end: int, size: int | None, retrier: Retrier
+    ) -> Bytes:
+        def attempt(ask: Ask) -> Bytes:
+            data: Bytes = ask("cat_file", url, start=start, end=end)
+            if len(data) == end - start or (size is not None and len(data) == size - start):
                 return data
-            size = self.facts(url, retrier).size
-            if len(data) == max(0, size - start) < length:
+            true_size = self.facts(url, retrier).size
+            if len(data) == max(0, true_size - start) < end - start:
                 return data
-            raise PassingError(f"{len(data)} bytes came instead of {length}")
+            raise PassingError(f"{len(data)} bytes came instead of {end - start}")
 
         try:
-            return self._call("read", url, attempt, length, retrier)
+            return self._call("read", url, attempt, end - start, retrier)
         except UserError as error:
             if code_of(error.__cause__ or error) in ("InvalidRange", "416"):
                 return b""  # starts after the end, as a local file's empty read
@@ -223,18 +262,24 @@ class ObjectStore:
         self,
         action: str,
         url: str,
-        attempt: Callable[[Any, dict[str, float]], T],
+        attempt: Callable[[Ask], T],
         size: int = 0,
         retrier: Retrier | None = None,
     ) -> T:
-        """Retries an attempt, each with a limit of time that fits the bytes it moves."""
+        """Retries an attempt, each request with a limit of time that fits the bytes it moves."""
 
         def numbered(number: int) -> T:
             fs = self.file_system()
             patience = self.config.connect_timeout_seconds + self.config.read_timeout_seconds
             limit_s = patience + size / EXPECTED_BYTES_PER_S * 2.0 ** min(number, 10)
-            # The HTTP client's own timeouts do not watch an upload that nobody reads.
-            return attempt(fs, {"timeout": limit_s} if fs.async_impl else {})
+            hedging = self.hedging if action in ("read", "list") else None
+
+            def ask(name: str, *arguments: Any, **values: Any) -> Any:
+                request = drivers.Request(fs, name, arguments, values)
+                with self._slots:  # not while waiting for another attempt
+                    return request.run(limit_s, hedging, size)
+
+            return attempt(ask)
 
         return self._retry(action, url, numbered, retrier)
 
@@ -252,49 +297,13 @@ class ObjectStore:
     def file_system(self) -> Any:
         """fsspec's, without the retries of this class."""
         if self._fs is None:
-            self._fs = _file_system(self.scheme, self.config if self.is_s3 else None)
+            self._fs = drivers.connect(self.scheme, self.config if self.is_s3 else None)
         return self._fs
 
 
-def _file_system(scheme: str, config: StorageConfig | None) -> Any:
-    import fsspec  # takes 0.3 s with its driver: only where there are URLs
-
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    try:
-        fs = fsspec.filesystem(scheme, **options, **(_s3_options(config) if config else {}))
-    except ValueError as error:
-        raise UserError(f"no storage is known by {scheme}://; use a local path or s3://") from error
-    except ImportError as error:
-        raise UserError(f"{scheme}:// needs a package that is not here: {error}") from error
-    if config:
-        fs.retries = 1  # its own have fixed delays and give up in seconds; ours are outside
-    return fs
-
-
-def _s3_options(config: StorageConfig) -> dict[str, Any]:
-    return {
-        "endpoint_url": config.endpoint_url or None,
-        "client_kwargs": {"region_name": config.region} if config.region else {},
-        "config_kwargs": {
-            "connect_timeout": config.connect_timeout_seconds,
-            "read_timeout": config.read_timeout_seconds,
-            "max_pool_connections": 2 * config.max_concurrency,
-            "request_checksum_calculation": config.checksums,
-            "response_checksum_validation": config.checksums,
-            "retries": {"total_max_attempts": 1},
-            "s3": {"addressing_style": config.addressing},
-        },
-    }
-
-
-def _key(url: str) -> str:
-    """Without scheme and closing slashes: bucket/key."""
-    return url.partition("://")[2].strip("/") if "://" in url else url.strip("/")
-
-
-def _md5_raw(data: bytes) -> bytes:
+def _md5_raw(data: Bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: Bytes) -> str:
     return _md5_raw(data).hex()

@@ -1,4 +1,7 @@
-"""Trying again: exponential backoff with full jitter, within a budget of seconds."""
+"""Trying again: exponential backoff with full jitter, within a budget of seconds.
+
+A server that says how long to wait (`Retry-After`) is given that time, and the jitter on top.
+"""
 
 import itertools
 import logging
@@ -10,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from distgan.errors import StorageError
-from distgan.storage_errors import describe
+from distgan.storage_errors import describe, retry_after_s
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 20.0
 WARN_AFTER_S = 5.0
@@ -62,7 +65,8 @@ class Retrier:
                     _log.warning(
                         "can't %s (%s); trying for %.0f s more", what, describe(error), left
                     )
-            self._called_off.wait(min(self._delay(number), left))
+                delay_s = retry_after_s(error) + self._delay(number)
+            self._called_off.wait(min(delay_s, left))
         raise AssertionError("an endless loop ended")
 
     def _delay(self, number: int) -> float:

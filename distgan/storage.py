@@ -12,20 +12,23 @@ to it, once a process. Common errors, beside those of local files (OSError):
 import os
 import re
 import shutil
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import UserError
-from distgan.object_store import ObjectStore
+from distgan.object_store import IsRight, ObjectStore
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 _options = StorageConfig()
 _stores: dict[tuple[int, str], ObjectStore] = {}
 """By process and scheme: connections do not survive a fork."""
+_slots: dict[int, threading.Semaphore] = {}
+"""By process: requests to all stores that may be under way together."""
 
 
 def configure(options: StorageConfig) -> None:
@@ -34,11 +37,17 @@ def configure(options: StorageConfig) -> None:
     if options != _options:
         _options = options
         _stores.clear()
+        _slots.clear()
 
 
 def options() -> StorageConfig:
     """What `configure` was given last: hand it to worker processes."""
     return _options
+
+
+def second_requests() -> int:
+    """How often this process has asked twice as an answer took long, since `configure`."""
+    return sum(store.hedging.started for store in _stores.values())
 
 
 def is_local(path: str) -> bool:
@@ -106,7 +115,7 @@ def list_tree(url: str) -> dict[str, int]:
     return _store(url).tree(url)
 
 
-def read_bytes(path: str, *, is_right: Callable[[bytes], bool] | None = None) -> bytes:
+def read_bytes(path: str, *, is_right: IsRight | None = None) -> bytes:
     """The whole file.
 
     Args:
@@ -116,13 +125,29 @@ def read_bytes(path: str, *, is_right: Callable[[bytes], bool] | None = None) ->
     """
     if is_local(path):
         return local_path(path).read_bytes()
-    return _store(path).read(path, is_right)
+    return bytes(_store(path).read(path, is_right))
+
+
+def read_large(path: str, *, is_right: IsRight | None = None, size: int = 0) -> Bytes:
+    """As `read_bytes`, without copying what came.
+
+    Args:
+        size: the bytes it has if all is well, for callers that know: with `is_right`, an object
+            then comes with the first request. One of another size still comes as it is.
+    """
+    if not is_local(path):
+        return _store(path).read(path, is_right, size)
+    with local_path(path).open("rb", buffering=0) as file:
+        buffer, filled = new_buffer(os.fstat(file.fileno()).st_size), 0
+        while count := file.readinto(buffer[filled:]):
+            filled += count
+    return buffer[:filled]
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
     """`length` bytes from `start`, fewer only where the file ends; nothing vouches for them."""
     if not is_local(path):
-        return _store(path).read_range(path, start, length)
+        return bytes(_store(path).read_range(path, start, length))
     with local_path(path).open("rb") as file:
         file.seek(start)
         return file.read(length)
@@ -208,7 +233,8 @@ def _store(url: str) -> ObjectStore:
         raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
     key = (os.getpid(), scheme.lower())
     if key not in _stores:
-        _stores[key] = ObjectStore(scheme.lower(), _options)
+        slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
+        _stores[key] = ObjectStore(scheme.lower(), _options, slots)
     return _stores[key]
 
 

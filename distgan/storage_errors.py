@@ -6,6 +6,8 @@ credentials repeat parts of them.
 """
 
 import errno
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from distgan.errors import DistganError, UserError
@@ -60,6 +62,18 @@ class PassingError(Exception):
 def code_of(error: BaseException) -> str:
     """The code in a server's answer, such as NoSuchKey or, without a body, 404; else empty."""
     return str(_answer(error).get("Error", {}).get("Code", ""))
+
+
+def retry_after_s(error: BaseException) -> float:
+    """Seconds that the server asked to wait (`Retry-After`, a number or a date), else 0."""
+    headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    value = str(headers.get("retry-after", "")).strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
 
 
 def final_error(error: Exception, url: str, action: str, endpoint: str) -> Exception | None:

@@ -60,17 +60,40 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._random = random.Random(0)
-        self._server = _Server(("127.0.0.1", 0), _handler_of(self))
-        self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self._thread.start()
+        self.port = 0
+        self._listen()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._closed.set()
+        self._stop_listening()
+
+    def _listen(self) -> None:
+        self._server = _Server(("127.0.0.1", self.port), _handler_of(self))
+        self.port = int(self._server.server_address[1])
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    def _stop_listening(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+    @contextmanager
+    def out_of_reach(self, *, refusing: bool) -> Iterator[None]:
+        """New connections are refused within, as by a server that is down, or are not answered at
+        all, as by a host that is down."""
+        self._stop_listening()
+        with contextlib.ExitStack() as stack:
+            if not refusing:
+                silent = stack.enter_context(socket.socket())
+                silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                silent.bind(("127.0.0.1", self.port))
+                silent.listen(0)
+                # The kernel takes one connection that nobody accepts; it leaves others unanswered.
+                stack.enter_context(socket.create_connection(("127.0.0.1", self.port)))
+            yield
+        self._listen()
 
     @property
     def url(self) -> str:

@@ -272,7 +272,7 @@ def test_an_outage_is_no_damage(data: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise StorageError("down for too long")
 
     stream = open_stream(str(data), max_damaged=1)
-    monkeypatch.setattr(storage, "read_bytes", fail)
+    monkeypatch.setattr(storage, "read_large", fail)
     with pytest.raises(StorageError):
         take(stream, 1)
     assert stream.damage.num_shards == 0

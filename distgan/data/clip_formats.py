@@ -4,6 +4,7 @@ The codec's settings follow from `python -m benchmarks clip_formats`. T frames, 
 3 red, green, blue, 0 to 255.
 """
 
+import functools
 import io
 import platform
 import tokenize
@@ -15,6 +16,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+
+from distgan.buffers import Bytes
 
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
@@ -56,7 +59,7 @@ def encode(frames_THW3: Pixels, frame_rate_hz: float, clip_format: ClipFormat) -
     return _encode_mp4(frames_THW3, frame_rate_hz)
 
 
-def decode(data: bytes, clip_format: ClipFormat, indices: Sequence[int] | None = None) -> Pixels:
+def decode(data: Bytes, clip_format: ClipFormat, indices: Sequence[int] | None = None) -> Pixels:
     """Frames of a clip, (T, H, W, 3) uint8: all of them, or those of `indices` in that order.
 
     Raises:
@@ -70,6 +73,8 @@ def decode(data: bytes, clip_format: ClipFormat, indices: Sequence[int] | None =
             return clip
         if any(index >= len(clip) for index in indices):
             raise ValueError(f"clip of {len(clip)} frames has no frame {max(indices)}")
+        if isinstance(indices, range) and indices.step > 0:
+            return clip[indices.start : indices.stop : indices.step]  # nothing is copied
         return clip[np.asarray(indices, dtype=np.intp)]
     try:
         return _decode_mp4(data, indices)
@@ -95,7 +100,7 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_mp4(data: bytes, indices: Sequence[int] | None) -> Pixels:
+def _decode_mp4(data: Bytes, indices: Sequence[int] | None) -> Pixels:
     with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
         stream: Any = container.streams.best("video")
         if stream is None:
@@ -125,18 +130,26 @@ def _decode_mp4(data: bytes, indices: Sequence[int] | None) -> Pixels:
     return np.stack([frames[index] for index in wanted])
 
 
-def _decode_npy(data: bytes) -> Pixels:
+def _decode_npy(data: Bytes) -> Pixels:
     """A read-only view of the pixels; the header is checked before anything is allocated."""
-    file = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("npy clip of an unknown version")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:
-        raise ValueError(f"damaged npy header: {error}") from error
-    pixels = memoryview(data)[file.tell() :]
+    view = memoryview(data)
+    length = 10 + int.from_bytes(view[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(bytes(view[:length]))
+    pixels = view[length:]
     if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"npy clip holds {dtype} {shape}, not uint8 THW3")
     if len(pixels) != int(np.prod(shape, dtype=object)):
         raise ValueError(f"npy clip of shape {shape} has {len(pixels)} bytes of pixels: damaged")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+
+
+@functools.lru_cache(maxsize=64)  # the clips of a data set have one and the same; parsing is slow
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, whether in Fortran's order, type) from a file's first bytes."""
+    file = io.BytesIO(header)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("npy clip of an unknown version")
+        return np.lib.format.read_array_header_1_0(file)
+    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+        raise ValueError(f"damaged npy header: {error}") from error

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import distgan
 from distgan import storage
+from distgan.buffers import Bytes
 from distgan.data.clip_formats import ClipFormat, decode
 from distgan.data.manifest import (
     MANIFEST_NAME,
@@ -97,7 +98,7 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
     """Describes one shard, in a worker process or here."""
     path = storage.join(folder, name)
     try:
-        data = storage.read_bytes(path)
+        data = storage.read_large(path)
     except OSError as error:
         raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
     members, damaged_at = read_members(data)
@@ -115,7 +116,7 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
             "shards, and optionally KEY.json"
         )
     (ending,) = (e for e in ENDINGS if e in endings)
-    rates = [_frame_rate(members.get(f"{key}.json")) for key in keys]
+    rates = [_frame_rate(bytes(members.get(f"{key}.json", b""))) for key in keys]
     specs = [
         _spec_of(f"{path}: {clip_name}", clip, ending, rate)
         for (clip_name, clip), rate in zip(clips.items(), rates, strict=True)
@@ -133,7 +134,7 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
     )
 
 
-def _spec_of(place: str, clip: bytes, ending: ClipFormat, frame_rate_hz: float) -> ClipSpec:
+def _spec_of(place: str, clip: Bytes, ending: ClipFormat, frame_rate_hz: float) -> ClipSpec:
     try:
         frames, height, width, _ = decode(clip, ending).shape
     except ValueError as error:
@@ -150,7 +151,7 @@ def _spec_of(place: str, clip: bytes, ending: ClipFormat, frame_rate_hz: float) 
     )
 
 
-def _frame_rate(facts: bytes | None) -> float:
+def _frame_rate(facts: bytes) -> float:
     """What a sample's facts say; 0 if they don't."""
     try:
         known: Any = json.loads(facts or b"{}")

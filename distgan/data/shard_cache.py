@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from distgan import storage
+from distgan.buffers import Bytes
 from distgan.config import DataConfig
 
 _NAME = "[0-9a-f]" * 64 + ".tar"
@@ -28,11 +29,14 @@ class ShardCache:
         self.limit_bytes = int(config.cache_gigabytes * 1e9)
         self._is_usable = True
 
-    def read(self, url: str, sha256: str, is_right: Callable[[bytes], bool]) -> bytes:
-        """The shard's bytes from the cache or, if it isn't there or is damaged there, from `url`.
+    def read(
+        self, url: str, sha256: str, is_right: Callable[[Bytes], bool], size: int = 0
+    ) -> Bytes:
+        """The shard's bytes from the cache or, if it isn't there or is damaged there, from `url`,
+        where it has this `size`.
 
         Raises:
-            As `storage.read_bytes`. A cache that can't be used is said once, and done without.
+            As `storage.read_large`. A cache that can't be used is said once, and done without.
         """
         file = self.folder / f"{sha256}.tar"
         data = self._cached(file)
@@ -43,12 +47,12 @@ class ShardCache:
             file.unlink(missing_ok=True)
         came_right = False
 
-        def judge(data: bytes) -> bool:
+        def judge(data: Bytes) -> bool:
             nonlocal came_right
             came_right = is_right(data)
             return came_right
 
-        data = storage.read_bytes(url, is_right=judge)
+        data = storage.read_large(url, is_right=judge, size=size)
         if came_right and self._is_usable and len(data) <= self.limit_bytes:
             try:
                 self._keep(file, data)
@@ -56,9 +60,9 @@ class ShardCache:
                 self._give_up(error)
         return data
 
-    def _cached(self, file: Path) -> bytes | None:
+    def _cached(self, file: Path) -> Bytes | None:
         try:
-            data = file.read_bytes()
+            data = storage.read_large(str(file))
             os.utime(file)
         except FileNotFoundError:  # not there, or another process has just let it go
             return None
@@ -73,7 +77,7 @@ class ShardCache:
             _log.warning("can't use data.cache_dir=%s (%s); this process goes on without a cache",
                          self.folder, error.strerror or error)  # fmt: skip
 
-    def _keep(self, file: Path, data: bytes) -> None:
+    def _keep(self, file: Path, data: Bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
             self._make_room(len(data))

@@ -8,6 +8,7 @@ import zlib
 from dataclasses import dataclass
 
 from distgan import storage
+from distgan.buffers import Bytes
 from distgan.data.damage import Cause, ShardDamage
 from distgan.data.manifest import Manifest, ShardEntry
 from distgan.data.shard_cache import ShardCache
@@ -19,8 +20,9 @@ from distgan.errors import UserError
 class Shard:
     """What could be read of a shard, by index of the sample."""
 
-    clips: tuple[bytes | None, ...]
-    """The clip members whose crc32 is right; None where a sample is damaged."""
+    clips: tuple[Bytes | None, ...]
+    """The clip members whose crc32 is right; None where a sample is damaged. They are parts of the
+    shard's bytes, not copies."""
     facts: tuple[bytes | None, ...]
     """The text of each sample's `KEY.json`; None where there is none."""
     damage: ShardDamage | None
@@ -44,16 +46,16 @@ def read_shard(
     path = storage.join(folder, entry.name)
     digest = ""
 
-    def is_right(data: bytes) -> bool:
+    def is_right(data: Bytes) -> bool:
         nonlocal digest
         digest = hashlib.sha256(data).hexdigest()
         return digest == entry.sha256
 
     try:
         if cache is None or storage.is_local(path):
-            data = storage.read_bytes(path, is_right=is_right)
+            data = storage.read_large(path, is_right=is_right, size=entry.bytes)
         else:
-            data = cache.read(path, entry.sha256, is_right)
+            data = cache.read(path, entry.sha256, is_right, entry.bytes)
     except FileNotFoundError:
         every = tuple[tuple[int, Cause], ...]((i, "shard_missing") for i in range(entry.samples))
         nothing = (None,) * entry.samples
@@ -64,11 +66,11 @@ def read_shard(
     return _check(data, digest, manifest, index)
 
 
-def _check(data: bytes, digest: str, manifest: Manifest, index: int) -> Shard:
+def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
     entry, ending = manifest.shards[index], manifest.clip.clip_format
     problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
     members = read_members(data).members
-    clips: list[bytes | None] = []
+    clips: list[Bytes | None] = []
     damaged: list[tuple[int, Cause]] = []
     for place, (key, crc32) in enumerate(zip(entry.keys, entry.crc32, strict=True)):
         clip = members.get(f"{key}.{ending}")
@@ -83,10 +85,14 @@ def _check(data: bytes, digest: str, manifest: Manifest, index: int) -> Shard:
     listed = {f"{key}.{ending}" for key in entry.keys}
     return Shard(
         clips=tuple(clips),
-        facts=tuple(members.get(f"{key}.json") for key in entry.keys),
+        facts=tuple(_text(members.get(f"{key}.json")) for key in entry.keys),
         damage=ShardDamage(index, problem, tuple(damaged)) if problem else None,
         unlisted=tuple(n for n in members if n.endswith(f".{ending}") and n not in listed),
     )
+
+
+def _text(member: memoryview | None) -> bytes | None:
+    return None if member is None else bytes(member)
 
 
 def _problem_of_bytes(

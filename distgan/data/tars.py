@@ -4,24 +4,46 @@
 it, and the caller learns that something was skipped.
 """
 
-import io
 import tarfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from distgan.buffers import Bytes
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_OFFSET = b"ustar", 257
 
 
 class TarContents(NamedTuple):
-    members: dict[str, bytes]
-    """Plain files by name; links, folders, sparse files and half members are left out."""
+    members: dict[str, memoryview]
+    """Plain files by name; links, folders, sparse files and half members are left out. They are
+    parts of the tar's bytes, not copies."""
     damaged_at: int | None
     """First byte of the first place that is no tar (or where its end is missing); None if whole."""
 
 
-def read_members(data: bytes) -> TarContents:
+class _File:
+    """What `tarfile` needs of a file, over bytes that `io.BytesIO` would copy."""
+
+    def __init__(self, data: memoryview, place: int) -> None:
+        self._data, self._place = data, place
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int) -> int:
+        self._place = place
+        return place
+
+    def read(self, size: int) -> bytes:
+        read = bytes(self._data[self._place : self._place + size])
+        self._place += len(read)
+        return read
+
+
+def read_members(tar: Bytes) -> TarContents:
     """All plain files that can be found in the bytes of a tar, damaged or not."""
-    members: dict[str, bytes] = {}
+    data = memoryview(tar)
+    members: dict[str, memoryview] = {}
     damaged_at: int | None = None
     start = 0
     while start < len(data):
@@ -33,10 +55,10 @@ def read_members(data: bytes) -> TarContents:
     return TarContents(members, start if damaged_at is None else damaged_at)
 
 
-def _read_from(data: bytes, start: int, members: dict[str, bytes]) -> int:
+def _read_from(data: memoryview, start: int, members: dict[str, memoryview]) -> int:
     """Adds members from the header at `start` on; returns where the first unreadable one begins."""
-    file, end = io.BytesIO(data), start
-    file.seek(start)
+    file: Any = _File(data, start)
+    end = start
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -52,21 +74,22 @@ def _read_from(data: bytes, start: int, members: dict[str, bytes]) -> int:
     return end
 
 
-def _is_end(data: bytes, place: int) -> bool:
+def _is_end(data: memoryview, place: int) -> bool:
     """Whether nothing but the zeros that close a tar follows, at least one block of them."""
-    return len(data) >= place + _BLOCK and not data[place:].strip(b"\0")
+    return len(data) >= place + _BLOCK and not bytes(data[place:]).strip(b"\0")
 
 
-def _next_header(data: bytes, start: int) -> int:
+def _next_header(data: memoryview, start: int) -> int:
     """The next block that looks like a header and has the right checksum; else len(data)."""
-    found = data.find(_MAGIC, start)
+    tar = bytes(data)
+    found = tar.find(_MAGIC, start)
     while found >= 0:
         block = found - _MAGIC_OFFSET
         if block >= start and block % _BLOCK == 0:
             try:
-                tarfile.TarInfo.frombuf(data[block : block + _BLOCK], "utf-8", "surrogateescape")
+                tarfile.TarInfo.frombuf(tar[block : block + _BLOCK], "utf-8", "surrogateescape")
                 return block
             except tarfile.TarError:
                 pass  # damaged as well
-        found = data.find(_MAGIC, found + 1)
+        found = tar.find(_MAGIC, found + 1)
     return len(data)

@@ -8,6 +8,7 @@ from functools import partial
 from tqdm import tqdm
 
 from distgan import storage
+from distgan.buffers import Bytes
 from distgan.data.clip_formats import decode
 from distgan.data.damage import EXPLANATIONS, ShardDamage
 from distgan.data.manifest import ClipSpec, Manifest, read_manifest
@@ -86,7 +87,7 @@ def _damaged_samples(manifest: Manifest, damage: ShardDamage) -> list[str]:
     ]
 
 
-def _reason_against(clip: bytes, spec: ClipSpec) -> str:
+def _reason_against(clip: Bytes, spec: ClipSpec) -> str:
     """Why a clip is not what the manifest says; empty if it is."""
     try:
         found = decode(clip, spec.clip_format).shape
