@@ -1,0 +1,141 @@
+"""A G+D step under ZeRO-0 to 3 beside DistributedDataParallel, on two processes over gloo.
+
+All variants live in the same two processes and take turns; each round steps each once. Also counts
+the bytes that each rank holds between steps (gradients are freed then), beside the papers' formula
+for Adam in float32: 4 bytes a parameter for weights and 8 for the optimizer, of which ZeRO splits
+the optimizer's (stages 1 and 2) and the weights' (3) over the ranks; float32 masters of a rank's
+part, 4 / ranks, come on top of every stage.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks._pairs import spread
+from cluster.parity import own_places, random_clips, sharded_engines
+from cluster.ranks import run_on_ranks
+from distgan.adversarial_step import AdversarialStep
+from distgan.config import Config, NetworkOptimConfig
+from distgan.config_loading import load_config
+from distgan.engine import Engine, PlainEngine
+from distgan.networks import build_discriminator, build_generator
+from distgan.timing import PartTimer
+
+RANKS = 2
+STAGES = (0, 1, 2, 3)
+DDP = "DDP"
+
+
+class DdpEngine(PlainEngine):
+    """A plain engine whose forward is DistributedDataParallel's."""
+
+    def __init__(
+        self, name: str, module: nn.Module, config: NetworkOptimConfig, precision: str
+    ) -> None:
+        super().__init__(name, module, config, precision)
+        self.parallel = DistributedDataParallel(module)
+
+    def __call__(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
+        enabled = self.autocast and not full_precision
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=enabled):
+            output: Tensor = self.parallel(*inputs)
+        return output
+
+
+def main(argv: list[str]) -> None:
+    """Prints two tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks zero", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--preset", default="small-64")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parsed = parser.parse_args(argv)
+    overrides = ["train.batch_size=16", "train.precision=fp32", "train.device=cpu",
+                 "loss.penalty_interval=1", *parsed.overrides]  # fmt: skip
+    config = load_config(parsed.preset, overrides=overrides)
+    seconds, held, parameters = run_on_ranks(
+        _measure, (config, parsed.rounds), world_size=RANKS, timeout_s=3600
+    )[0]
+    step_s = statistics.median(seconds[DDP])
+    print(f"{RANKS} processes, {parsed.preset}, {parameters:,} parameters, a step of DDP takes "
+          f"{step_s:.2f} s (median of {parsed.rounds}); time of a step over DDP's, round by round: "
+          "median (quartiles)\n")  # fmt: skip
+    print("| engine | step over DDP's | model state a rank, MB | formula, MB |\n|---|---|---|---|")
+    for name in seconds:
+        ratio = [own / ddp for own, ddp in zip(seconds[name], seconds[DDP], strict=True)]
+        told = "1" if name == DDP else spread(ratio)
+        print(f"| {name} | {told} | {held[name] / 1e6:.1f} | {_theory(name, parameters):.1f} |")
+
+
+def _theory(name: str, parameters: int) -> float:
+    """MB a rank."""
+    if name == DDP:
+        return 12 * parameters / 1e6
+    share = parameters / RANKS / 1e6
+    whole = parameters / 1e6
+    return {0: 12 * whole, 1: 4 * whole + 12 * share, 2: 4 * whole + 12 * share, 3: 16 * share}[
+        int(name[-1])
+    ]
+
+
+def _measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, int], int]:
+    """On a rank: seconds of each step by engine, bytes held by engine, parameters of both nets."""
+    device = torch.device("cpu")
+    clips, places = random_clips(config, 0, device), own_places(config.train.batch_size)
+    own = clips[places.start : places.stop]
+    steps: dict[str, AdversarialStep] = {}
+    held: dict[str, int] = {}
+    for name, make in _makers(config, device).items():
+        before = _live_bytes()
+        generator, discriminator = make()
+        steps[name] = AdversarialStep(config, generator, discriminator, PartTimer(device))
+        steps[name].run(own, places, 1)
+        held[name] = _live_bytes() - before
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds):
+        for name in steps if number % 2 == 0 else reversed(list(steps)):
+            torch.distributed.barrier()
+            start = time.perf_counter()
+            steps[name].run(own, places, number + 2)
+            torch.distributed.barrier()
+            seconds[name].append(time.perf_counter() - start)
+    networks = (build_generator(config, device), build_discriminator(config, device))
+    return seconds, held, sum(p.numel() for network in networks for p in network.parameters())
+
+
+def _makers(config: Config, device: torch.device) -> dict[str, Callable[[], tuple[Engine, Engine]]]:
+    def ddp() -> tuple[Engine, Engine]:
+        optim, precision = config.optim, config.train.precision
+        return (
+            DdpEngine("generator", build_generator(config, device), optim.generator, precision),
+            DdpEngine(
+                "discriminator", build_discriminator(config, device), optim.discriminator, precision
+            ),
+        )
+
+    def zero(stage: int) -> Callable[[], tuple[Engine, Engine]]:
+        sharding = {"zero_stage": stage}
+        tree = config.model_dump()
+        tree["cluster"] |= {"generator": sharding, "discriminator": sharding}
+        return lambda: sharded_engines(Config.model_validate(tree), device)
+
+    return {DDP: ddp} | {f"ZeRO-{stage}": zero(stage) for stage in STAGES}
+
+
+def _live_bytes() -> int:
+    """Of all tensors in this process, each storage once."""
+    gc.collect()
+    storages: dict[int, int] = {}
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), Tensor) and candidate.device.type == "cpu":
+            for tensor in (candidate, candidate.grad if candidate.is_leaf else None):
+                if tensor is not None:
+                    storage = tensor.untyped_storage()
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
