@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from distgan.config import StorageConfig
-from distgan.errors import UserError
+from distgan.errors import TooLargeError, UserError
 from distgan.multipart import upload_in_parts
 from distgan.retries import Retrier, in_parallel
 from distgan.storage_errors import EXPIRED_CODES, PassingError, code_of, final_error
@@ -102,7 +102,7 @@ class ObjectStore:
 
         return b"".join(in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s))
 
-    def fetch(self, url: str, path: Path) -> None:
+    def fetch(self, url: str, path: Path, max_bytes: int | None = None) -> None:
         """Copies an object into a local file, a few parts at a time.
 
         An MD5 that does not fit has it fetched again, until it fits or comes twice the same.
@@ -114,9 +114,11 @@ class ObjectStore:
             facts = self.facts(url)
             window = self.part_bytes * self.config.max_concurrency
             md5, size = hashlib.md5(usedforsecurity=False), 0
+            _refuse_more(facts.size, max_bytes, url)
             with path.open("wb") as file:
                 for start in range(0, facts.size, window):
                     data = self.read_range(url, start, min(window, facts.size - start))
+                    _refuse_more(size + len(data), max_bytes, url)
                     md5.update(data)
                     size += file.write(data)
             digest = md5.hexdigest()
@@ -154,12 +156,22 @@ class ObjectStore:
 
     def tree(self, url: str) -> dict[str, int]:
         """All objects below, at any depth: path relative to `url` -> bytes, sorted by path."""
+        return {name: int(info["size"]) for name, info in self._find(url).items()}
 
-        def attempt(fs: Any, timeout: dict[str, float]) -> dict[str, int]:
+    def stamps(self, url: str) -> dict[str, str]:
+        """All objects below: path -> what tells one version of an object from the next."""
+        keys = ("size", "ETag", "LastModified", "mtime", "updated")
+        return {
+            name: " ".join(str(info[key]) for key in keys if key in info)
+            for name, info in self._find(url).items()
+        }
+
+    def _find(self, url: str) -> dict[str, dict[str, Any]]:
+        def attempt(fs: Any, timeout: dict[str, float]) -> dict[str, dict[str, Any]]:
             own = _key(url) + "/"
             found = fs.find(url, detail=True, **timeout)
-            sizes = {_key(name): int(info["size"]) for name, info in found.items()}
-            return {n.removeprefix(own): s for n, s in sorted(sizes.items()) if n.startswith(own)}
+            infos = sorted(((_key(n), info) for n, info in found.items()), key=lambda pair: pair[0])
+            return {n.removeprefix(own): info for n, info in infos if n.startswith(own)}
 
         try:
             return self._call("list", url, attempt)
@@ -284,6 +296,11 @@ def _s3_options(config: StorageConfig) -> dict[str, Any]:
             "s3": {"addressing_style": config.addressing},
         },
     }
+
+
+def _refuse_more(size: int, max_bytes: int | None, url: str) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise TooLargeError(f"{url} has more than {max_bytes} bytes")
 
 
 def _key(url: str) -> str:

@@ -1,0 +1,198 @@
+"""Connecting to Ray: to the cluster that `RAY_ADDRESS` names, or to a private one on this machine.
+
+A private cluster listens on the loopback interface only, asks for a token that lies in a folder of
+its own (mode 0600; never `~/.ray/auth_token`), and goes with the context that started it.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distgan.errors import DistganError, UserError
+from distgan.temporary import temporary_folder
+
+_LONGEST_FOLDER = 35
+"""Characters: Ray puts sockets below, whose paths must not reach 107."""
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its workers see the GPUs that we see; no warning
+}
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0 Ray takes 127.0.0.1 as this machine's address, on which all its servers then listen. Asked
+for that address by name, it takes the machine's outer one instead."""
+
+
+@contextlib.contextmanager
+def connected(
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    object_store_bytes: int | None = None,
+    dashboard: bool = False,
+) -> Iterator[None]:
+    """Ray is usable inside, and left as it was found. Joined clusters are left running.
+
+    If this process is connected already, that connection is used and kept.
+
+    Args:
+        num_cpus: of a private cluster, like the next ones; None means what the machine has.
+        object_store_bytes: shared memory for Ray's objects; None leaves it to Ray.
+        dashboard: Ray Tune needs it to give back the resources of trials that it stops.
+
+    Raises:
+        UserError: there is no cluster at `RAY_ADDRESS`.
+        DistganError: a private one does not start.
+    """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_kept_signal_handlers())
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address:
+            stack.enter_context(_environment(_QUIET))
+            _init(f"the cluster at RAY_ADDRESS={address}", UserError, address=address)
+        else:
+            # Removed after Ray's shutdown; the next start removes it if this process is killed.
+            folder = stack.enter_context(temporary_folder(_short_folder()))
+            stack.enter_context(_private_settings(folder))
+            stack.callback(_shutdown)  # also of half a cluster
+            _init(
+                "a Ray cluster on this machine",
+                DistganError,
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                object_store_memory=object_store_bytes,
+                _temp_dir=str(folder / "ray"),
+            )
+        stack.callback(_shutdown)
+        yield
+
+
+def own_address() -> str:
+    """The address of the cluster's node that this process is connected to."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def node_addresses() -> set[str]:
+    """The addresses of all machines that are in the cluster now."""
+    import ray
+
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def num_cluster_cpus() -> int:
+    """CPUs that the cluster has in all, busy or not."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _init(what: str, kind: type[DistganError], **options: Any) -> None:
+    import ray
+
+    try:
+        ray.init(
+            log_to_driver=False, logging_level=logging.ERROR, configure_logging=False, **options
+        )
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        remedy = "check the address and RAY_AUTH_TOKEN" if kind is UserError else "try again"
+        raise kind(f"can't connect to {what} ({text[:300]}); {remedy}") from error
+
+
+def _shutdown() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_settings(folder: Path) -> Iterator[None]:
+    """Ray's settings for a private cluster: for this process, and through the environment for all
+    that it starts."""
+    token = folder / "token"
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    values = {
+        **_QUIET,
+        _LOOPBACK: "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,  # it would go before the file
+    }
+    with _environment(values):
+        import ray
+        from ray._private import ray_constants
+
+        raylet: Any = ray._raylet  # compiled, without types
+
+        def reread() -> None:
+            raylet.Config.initialize("")
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+        before = ray_constants.ENABLE_RAY_CLUSTER  # Ray may have been imported before
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        reread()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+    reread()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables, or takes out those given as None, for as long as the context lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _kept_signal_handlers() -> Iterator[None]:
+    """Undoes what `ray.init` does to SIGTERM: its own handler ends the process with exit code 15.
+
+    It acts at once, so that a SIGTERM that comes during the start is not lost either.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    from ray._private import utils as ray_utils
+
+    original: Callable[..., None] = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = original
+        for number in numbers:
+            if signal.getsignal(number) is not before[number]:
+                signal.signal(number, before[number])
+
+
+def _short_folder() -> str:
+    """Where a folder with sockets may lie; empty means where temporary files lie anyway."""
+    return "" if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"
