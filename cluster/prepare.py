@@ -18,7 +18,7 @@ from distgan.data.spooling import VideoJob
 from distgan.data.workers import num_cores
 from distgan.errors import DistganError, UserError
 
-RETRIES = 3
+RETRIES = 2
 """Of a video whose worker process or machine died."""
 
 _OBJECT_STORE_BYTES = 100_000_000  # of a private cluster: nothing large goes through it

@@ -8,10 +8,9 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def connected(
         yield
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_kept_signal_handlers())
+        stack.enter_context(_own_signal_handlers())
         address = os.environ.get("RAY_ADDRESS", "")
         if address:
             stack.enter_context(_environment(_QUIET))
@@ -173,24 +172,19 @@ def _set(values: Mapping[str, str | None]) -> None:
 
 
 @contextlib.contextmanager
-def _kept_signal_handlers() -> Iterator[None]:
-    """Undoes what `ray.init` does to SIGTERM: its own handler ends the process with exit code 15.
-
-    It acts at once, so that a SIGTERM that comes during the start is not lost either.
-    """
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
+def _own_signal_handlers() -> Iterator[None]:
+    """Keeps Ray from handling SIGTERM in this process: it would exit with code 15 or, three seconds
+    into the way out, abort."""
+    from ray._private import ray_constants
     from ray._private import utils as ray_utils
 
-    original: Callable[..., None] = ray_utils.set_sigterm_handler
+    original = ray_utils.set_sigterm_handler, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
     ray_utils.set_sigterm_handler = lambda handler: None
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     try:
         yield
     finally:
-        ray_utils.set_sigterm_handler = original
-        for number in numbers:
-            if signal.getsignal(number) is not before[number]:
-                signal.signal(number, before[number])
+        ray_utils.set_sigterm_handler, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = original
 
 
 def _short_folder() -> str:

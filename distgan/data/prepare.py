@@ -130,31 +130,29 @@ def _write_shards(
     show_progress: bool,
 ) -> list[VideoOutcome]:
     """Brings the journal to its end; returns what became of each video."""
-    writer = ShardWriter(
-        journal.output,
-        settings.prepare.clip_format,
-        settings.prepare.shard_megabytes * 1e6,
-        first=len(journal.entries),
-    )
+    config = settings.prepare
+    shard_bytes, first = config.shard_megabytes * 1e6, len(journal.entries)
+    shards = ShardWriter(journal.output, config.clip_format, shard_bytes, first=first)
     recorded = len(journal.outcomes)
     finished: list[VideoOutcome] = []  # videos that end in the shard in hand
     clips = sum(entry.samples for entry in journal.entries)
     left = jobs[recorded:]
     new = [job for job in left if job.number not in journal.spooled]
     with (
+        contextlib.closing(shards) as writer,
         Progress(len(jobs), len(jobs) - len(new), clips, show=show_progress) as progress,
         contextlib.closing(executor.run(partial(prepare_video, settings=settings), new)) as results,
     ):
         for job in left:
             is_new = job.number not in journal.spooled
             if is_new:
-                assert next(results) == job, "results come in the order of the jobs"
+                done = next(results)
+                assert done == job, "results come in the order of the jobs"
             skip = journal.clips_of_next if job.number == recorded else 0
             with open_spool(job.spool) as spool:
                 for place, sample in enumerate(spool.samples()):
-                    if place < skip:
-                        continue  # it is in a shard already
-                    entry = writer.write(*sample)
+                    # The first ones may be in a shard of an earlier start.
+                    entry = writer.write(*sample) if place >= skip else None
                     if entry is not None:
                         journal.add_shard(entry, finished, place + 1)
                         finished = []

@@ -30,7 +30,8 @@ class ShardWriter:
         self._crc32: list[int] = []
         self._buffer = io.BytesIO()
         self._tar: Any = None
-        self._number = first
+        self._first = first
+        self.entries: list[ShardEntry] = []
 
     def write(self, key: str, facts: bytes, clip: bytes) -> ShardEntry | None:
         """Adds a sample (`facts` is the text of `KEY.json`); describes the shard it filled."""
@@ -51,7 +52,7 @@ class ShardWriter:
         self._tar.close()
         data = self._buffer.getvalue()
         entry = ShardEntry(
-            name=f"shard-{self._number:06d}.tar",
+            name=f"shard-{self._first + len(self.entries):06d}.tar",
             samples=len(self._keys),
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
@@ -59,7 +60,13 @@ class ShardWriter:
             crc32=tuple(self._crc32),
         )
         storage.write_bytes(storage.join(self._folder, entry.name), data)
-        self._number += 1
+        self.entries.append(entry)
         self._tar, self._keys, self._crc32 = None, [], []
         self._buffer = io.BytesIO()
         return entry
+
+    def close(self) -> None:
+        """Drops the shard in hand, if there is one."""
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
