@@ -39,6 +39,14 @@ EXAMPLES = {
 }
 
 DETAILS = {
+    "prepare": """
+Works in processes of this machine (prepare.num_processes), or on Ray, so many videos at
+a time: cluster.num_workers=N. RAY_ADDRESS names the cluster to join; without it, one is
+started here for as long as the work lasts. The bytes that come out are the same.
+
+Cut short by whatever, it goes on where it was when the same command is run again: what
+is finished lies in OUTPUT/.prepare until all is done. Other settings or videos are
+refused then, unless no video was finished yet; to start over, delete OUTPUT.""",
     "submit": """
 The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
 travels there without runs, data and environments. Prints the job's output and ends with its exit
@@ -146,9 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{error.filename or 'a file'}: {error.strerror}"
         print(f"launch.py {parsed.command}: {what}; {REMEDIES[error.errno]}", file=sys.stderr)
         return UserError.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"launch.py {command}: interrupted", file=sys.stderr)
-        return 130
+        return int(getattr(error, "exit_code", 130))  # 143 after SIGTERM
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -162,10 +170,20 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from distgan.data.prepare import prepare, summary
+    from distgan.data.prepare import prepare
+    from distgan.data.prepare_report import summary
+    from distgan.interrupts import sigterm_interrupts
     from distgan.paths import absolute
 
-    manifest = prepare(absolute(arguments.input), absolute(arguments.output), _config(arguments))
+    config = _config(arguments)
+    source, output = absolute(arguments.input), absolute(arguments.output)
+    executor = None
+    if config.cluster.num_workers:
+        from cluster.prepare import OnRay
+
+        executor = OnRay(config.cluster.num_workers, (source, output))
+    with sigterm_interrupts():
+        manifest = prepare(source, output, config, executor=executor)
     print(summary(manifest))
     return 0
 

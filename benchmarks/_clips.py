@@ -30,7 +30,7 @@ def runs_of_frames(folder: str, num_frames: int, step: int, most: int = 8) -> li
     Without a folder, synthetic ones. At most `most` runs, spread over the videos.
     """
     if not folder:
-        return [_synthetic(num_frames, seed) for seed in range(4)]
+        return [rendered_images(num_frames, seed) for seed in range(4)]
     paths = find_videos(folder).paths
     runs = []
     for path in paths[:: max(1, len(paths) // most)][:most] + paths[-1:]:
@@ -43,7 +43,7 @@ def runs_of_frames(folder: str, num_frames: int, step: int, most: int = 8) -> li
     return runs
 
 
-def _synthetic(num_frames: int, seed: int) -> list[Any]:
+def rendered_images(num_frames: int, seed: int) -> list[Any]:
     """A texture of drifting waves with sharp-edged discs that move: 256 x 192 pixels."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:192, 0:256]

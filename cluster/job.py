@@ -6,6 +6,7 @@ machine's fault starts the next attempt from the newest checkpoint in storage, a
 times without progress; a better size of the cluster starts it too.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -23,7 +24,7 @@ from cluster import hangs
 from cluster.board import Failure, Snapshot, make_board
 from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
-from cluster.ray_cluster import connected, nodes_elsewhere
+from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.ray_storage import ray_storage
 from cluster.scaling import check_sizes, size_for
 from cluster.stage_checks import check_sharding
@@ -38,6 +39,7 @@ from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Outcome, progress_facts
 
 _POLL_S = 0.2
+_OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 _RESIZE = int(signal.SIGUSR2)
 """Asks the workers to stop with a checkpoint, because more of them could work."""
 
@@ -68,12 +70,15 @@ def train_on_cluster(config: Config) -> Outcome:
     check_sharding(config)
     for name, value in _RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Ray sets signal handlers of its own when it starts: ours come after.
-    with alone_in(config.run.dir), connected(), StopSignals().watching() as signals:
+    with alone_in(config.run.dir), _connected(), StopSignals().watching() as signals:
         _check_data(config)
         if config.cluster.parity_check:
             tqdm.write(str(require_parity(config)))
         return _Run(config, signals).to_its_end()
+
+
+def _connected() -> contextlib.AbstractContextManager[None]:
+    return connected(object_store_bytes=_OBJECT_STORE_BYTES, dashboard=True, show_output=True)
 
 
 class _Run:
@@ -227,7 +232,7 @@ def _check_data(config: Config) -> None:
     """Raises `UserError` before anything starts if the data set does not fit."""
     manifest, _ = read_manifest(config.data.shards)
     check_fits(manifest, config.data, config.data.shards)
-    elsewhere = nodes_elsewhere()
+    elsewhere = sorted(node_addresses() - {own_address()})
     if elsewhere and storage.is_local(config.data.shards):
         tqdm.write(
             f"data.shards={config.data.shards} is a local folder; the other machines "

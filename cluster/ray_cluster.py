@@ -1,104 +1,131 @@
-"""The Ray cluster that work runs on: the one that RAY_ADDRESS names, or one of this machine.
+"""Connecting to Ray: to the cluster that `RAY_ADDRESS` names, or to a private one on this machine.
 
-A cluster that is started here ends with the work. It asks for a token, in a file of its own that
-only this user can read, never the user's own token.
+A private cluster listens on the loopback interface only, asks for a token that lies in a folder of
+its own (mode 0600; never `~/.ray/auth_token`), and goes with the context that started it.
 """
 
 import contextlib
 import logging
 import os
 import secrets
-import shutil
 import socket
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import ray
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-from ray.exceptions import AuthenticationError, RayError
+from distgan.errors import DistganError, UserError
+from distgan.temporary import temporary_folder
 
-from distgan.errors import UserError
+_LONGEST_FOLDER = 35
+"""Characters: Ray puts sockets below, whose paths must not reach 107."""
 
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its workers see the GPUs that we see; no warning
+}
+_QUIET_LOGS: dict[str, Any] = {"logging_level": logging.ERROR, "configure_logging": False}
 _KNOCK_TIMEOUT_S = 20.0
-_OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""At 0 Ray takes 127.0.0.1 as this machine's address, on which all its servers then listen. Asked
+for that address by name, it takes the machine's outer one instead."""
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
-    """Joins the cluster of RAY_ADDRESS (also set inside a submitted job), or starts one here.
+def connected(
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    object_store_bytes: int | None = None,
+    dashboard: bool = False,
+    show_output: bool = False,
+) -> Iterator[None]:
+    """Ray is usable inside, and left as it was found. Joined clusters are left running.
+
+    If this process is connected already, that connection is used and kept.
+
+    Args:
+        num_cpus: of a private cluster, like the next ones; None means what the machine has.
+        object_store_bytes: shared memory for Ray's objects; None leaves it to Ray.
+        dashboard: Ray Tune needs it to give back the resources of trials that it stops.
+        show_output: print here what workers print.
 
     Raises:
-        UserError: the cluster can't be reached, refuses this user, or has other versions.
+        UserError: the cluster at `RAY_ADDRESS` can't be reached, refuses this user, or has other
+            versions.
+        DistganError: a private one does not start.
     """
-    if ray.is_initialized():  # the caller's own
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield
-    elif os.environ.get("RAY_ADDRESS"):
-        with _joined(os.environ["RAY_ADDRESS"]):
-            yield
-    else:
-        with _started():
-            yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_own_signal_handlers())
+        address = os.environ.get("RAY_ADDRESS", "")
+        if address:
+            stack.enter_context(_environment(_QUIET))
+            _join(address, show_output)
+        else:
+            # Removed after Ray's shutdown; the next start removes it if this process is killed.
+            folder = stack.enter_context(temporary_folder(_short_folder()))
+            stack.enter_context(_private_settings(folder))
+            stack.callback(_shutdown)  # also of half a cluster
+            _start(
+                log_to_driver=show_output,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                object_store_memory=object_store_bytes,
+                _temp_dir=str(folder / "ray"),
+            )
+        stack.callback(_shutdown)
+        yield
 
 
-def nodes_elsewhere() -> list[str]:
-    """Addresses of the alive nodes that are not on this machine."""
-    own = ray.util.get_node_ip_address()
-    addresses = {n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
-    return sorted(addresses - {own})
+def own_address() -> str:
+    """The address of the cluster's node that this process is connected to."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
-@contextlib.contextmanager
-def _joined(address: str) -> Iterator[None]:
+def node_addresses() -> set[str]:
+    """The addresses of all machines that are in the cluster now."""
+    import ray
+
+    return {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+
+
+def num_cluster_cpus() -> int:
+    """CPUs that the cluster has in all, busy or not."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def _join(address: str, show_output: bool) -> None:
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    what = f"the Ray cluster at RAY_ADDRESS={address}"
     try:
         _knock(address)
-        ray.init(address=address, logging_level=logging.WARNING)
+        ray.init(address=address, log_to_driver=show_output, **_QUIET_LOGS)
     except AuthenticationError as error:
         raise UserError(
-            f"the Ray cluster at RAY_ADDRESS={address} asks for its token: set RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN_PATH to the file that holds it"
+            f"{what} asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
+            "file that holds it"
         ) from error
-    except RuntimeError as error:
-        if "Version mismatch" not in str(error):
-            raise
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError, RayError) as error:
+        text = " ".join(str(error).split())[:300]
+        if "Version mismatch" in text:
+            raise UserError(
+                f"{what} has other versions: {text}; install the same here and there"
+            ) from error
         raise UserError(
-            f"the Ray cluster at RAY_ADDRESS={address} has other versions: {_first_line(error)}; "
-            "install the same versions of Ray and Python here and there"
+            f"{what} can't be reached: {text}; start it, correct the address, or unset "
+            "RAY_ADDRESS to start one here"
         ) from error
-    except (OSError, RayError, ValueError) as error:
-        raise UserError(
-            f"the Ray cluster at RAY_ADDRESS={address} can't be reached: {_first_line(error)}; "
-            "start it, correct the address, or unset RAY_ADDRESS to start one here"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _started() -> Iterator[None]:
-    folder = Path(tempfile.mkdtemp(prefix="dg-", dir="/tmp"))  # sockets' paths must stay short
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")}
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    try:
-        _set_environment({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)})
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            logging_level=logging.WARNING,
-            _temp_dir=str(folder / "ray"),
-        )
-        yield
-    finally:
-        ray.shutdown()
-        _set_environment(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _knock(address: str) -> None:
@@ -108,16 +135,93 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
 
 
-def _set_environment(values: dict[str, str | None] | dict[str, str]) -> None:
-    """Ray reads how to authenticate once, when it is imported; this makes it look again."""
+def _start(**options: Any) -> None:
+    import ray
+
+    try:
+        ray.init(address="local", dashboard_host="127.0.0.1", **_QUIET_LOGS, **options)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError, OSError) as error:
+        text = " ".join(str(error).split())
+        raise DistganError(
+            f"can't start a Ray cluster on this machine ({text[:300]}); try again"
+        ) from error
+
+
+def _shutdown() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_settings(folder: Path) -> Iterator[None]:
+    """Ray's settings for a private cluster: for this process, and through the environment for all
+    that it starts."""
+    token = folder / "token"
+    with os.fdopen(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    values = {
+        **_QUIET,
+        _LOOPBACK: "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN": None,  # it would go before the file
+    }
+    with _environment(values):
+        import ray
+        from ray._private import ray_constants
+
+        raylet: Any = ray._raylet  # compiled, without types
+
+        def reread() -> None:
+            raylet.Config.initialize("")
+            raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+        before = ray_constants.ENABLE_RAY_CLUSTER  # Ray may have been imported before
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        reread()
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+    reread()
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables, or takes out those given as None, for as long as the context lasts."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+@contextlib.contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Keeps Ray from handling SIGTERM in this process: it would exit with code 15 or, three seconds
+    into the way out, abort."""
+    from ray._private import ray_constants
+    from ray._private import utils as ray_utils
+
+    original = ray_utils.set_sigterm_handler, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER
+    ray_utils.set_sigterm_handler = lambda handler: None
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler, ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = original
+
+
+def _short_folder() -> str:
+    """Where a folder with sockets may lie; empty means where temporary files lie anyway."""
+    return "" if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"

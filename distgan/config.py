@@ -80,6 +80,8 @@ class CleanConfig(Section):
 
 
 class LimitsConfig(Section):
+    max_megabytes: float = Field(10_000.0, gt=0)
+    """Largest video file; of one on object storage, no more than that is ever fetched."""
     max_pixels: int = Field(8192 * 4320, ge=1)
     """Largest width x height that is decoded."""
     max_frames: int = Field(36_000, ge=1)
@@ -104,7 +106,7 @@ class PrepareConfig(Section):
     shard_megabytes: float = Field(64.0, gt=0, le=1024)
     """Shards are closed when they reach this size."""
     num_processes: int = Field(0, ge=0)
-    """Worker processes; 0 means one a CPU core."""
+    """Worker processes on this machine, without Ray; 0 means one a CPU core."""
     denoise: DenoiseConfig = DenoiseConfig()
     clean: CleanConfig = CleanConfig()
     limits: LimitsConfig = LimitsConfig()
@@ -300,7 +302,8 @@ class ShardingConfig(Section):
 
 class ClusterConfig(Section):
     num_workers: int = Field(0, ge=0)
-    """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed."""
+    """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed.
+    Of prepare: videos at a time on a Ray cluster; 0 works on this machine, without Ray."""
     min_workers: int = Field(0, ge=0)
     """Go on with so few when devices are lost (elastic training); 0 means num_workers."""
     max_workers: int = Field(0, ge=0)

@@ -15,7 +15,8 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import load_config, with_values
 from distgan.data.demo import render_demo_videos
-from distgan.data.prepare import is_unfinished, prepare, summary
+from distgan.data.prepare import prepare
+from distgan.data.prepare_report import summary
 from distgan.data.stream import ClipStream
 from distgan.export import load_generator
 from distgan.generate import generate
@@ -42,8 +43,6 @@ def run_demo(output: str, overrides: Sequence[str]) -> int:
     print(f"1/4 rendering {NUM_VIDEOS} videos of moving shapes into {folder['videos']}")
     _render_once(folder["videos"])
     print(f"2/4 preparing them: clean, format, pack into shards in {folder['data']}")
-    if is_unfinished(folder["data"]):  # left by a demo that was killed here
-        storage.remove_tree(folder["data"])
     print(summary(prepare(folder["videos"], folder["data"], config)))
     print(f"3/4 training a generator and a discriminator in {folder['run']}")
     outcome = train_locally(config)

@@ -17,6 +17,10 @@ class StorageError(DistganError):
     """Object storage failed for longer than `storage.retry_seconds`."""
 
 
+class TooLargeError(DistganError):
+    """An object has more bytes than the caller takes."""
+
+
 class DivergedError(DistganError):
     """Training left the region it can come back from; a rerun must not retry it blindly."""
 

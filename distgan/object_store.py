@@ -19,7 +19,7 @@ from distgan import drivers
 from distgan.buffers import Bytes, copy_into, new_buffer
 from distgan.config import StorageConfig
 from distgan.drivers import key_of
-from distgan.errors import UserError
+from distgan.errors import TooLargeError, UserError
 from distgan.hedging import Hedging
 from distgan.multipart import upload_in_parts
 from distgan.retries import Retrier, in_parallel
@@ -141,7 +141,7 @@ class ObjectStore:
         read = in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s)
         return whole[: sum(map(len, read))] if len(pieces) > 1 else read[0]
 
-    def fetch(self, url: str, path: Path) -> None:
+    def fetch(self, url: str, path: Path, max_bytes: int | None = None) -> None:
         """Copies an object into a local file, a few parts at a time.
 
         An MD5 that does not fit has it fetched again, until it fits or comes twice the same.
@@ -153,9 +153,11 @@ class ObjectStore:
             facts = self.facts(url)
             window = self.part_bytes * self.config.max_concurrency
             md5, size = hashlib.md5(usedforsecurity=False), 0
+            _refuse_more(facts.size, max_bytes, url)
             with path.open("wb") as file:
                 for start in range(0, facts.size, window):
                     data = self.read_range(url, start, min(window, facts.size - start))
+                    _refuse_more(size + len(data), max_bytes, url)
                     md5.update(data)
                     size += file.write(data)
             digest = md5.hexdigest()
@@ -191,12 +193,24 @@ class ObjectStore:
 
     def tree(self, url: str) -> dict[str, int]:
         """All objects below, at any depth: path relative to `url` -> bytes, sorted by path."""
+        return {name: int(info["size"]) for name, info in self._find(url).items()}
 
-        def attempt(ask: Ask) -> dict[str, int]:
+    def stamps(self, url: str) -> dict[str, str]:
+        """All objects below: path -> what tells one version of an object from the next."""
+        keys = ("size", "ETag", "LastModified", "mtime", "updated")
+        return {
+            name: " ".join(str(info[key]) for key in keys if key in info)
+            for name, info in self._find(url).items()
+        }
+
+    def _find(self, url: str) -> dict[str, dict[str, Any]]:
+        def attempt(ask: Ask) -> dict[str, dict[str, Any]]:
             own = key_of(url) + "/"
             found = ask("find", url, detail=True)
-            sizes = {key_of(name): int(info["size"]) for name, info in found.items()}
-            return {n.removeprefix(own): s for n, s in sorted(sizes.items()) if n.startswith(own)}
+            infos = sorted(
+                ((key_of(n), info) for n, info in found.items()), key=lambda pair: pair[0]
+            )
+            return {n.removeprefix(own): info for n, info in infos if n.startswith(own)}
 
         try:
             return self._call("list", url, attempt)
@@ -299,6 +313,11 @@ class ObjectStore:
         if self._fs is None:
             self._fs = drivers.connect(self.scheme, self.config if self.is_s3 else None)
         return self._fs
+
+
+def _refuse_more(size: int, max_bytes: int | None, url: str) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise TooLargeError(f"{url} has more than {max_bytes} bytes")
 
 
 def _md5_raw(data: Bytes) -> bytes:

@@ -115,6 +115,11 @@ def list_tree(url: str) -> dict[str, int]:
     return _store(url).tree(url)
 
 
+def list_stamps(url: str) -> dict[str, str]:
+    """All objects below a URL: path -> a text that is another one once the object changed."""
+    return _store(url).stamps(url)
+
+
 def read_bytes(path: str, *, is_right: IsRight | None = None) -> bytes:
     """The whole file.
 
@@ -153,9 +158,13 @@ def read_range(path: str, start: int, length: int) -> bytes:
         return file.read(length)
 
 
-def fetch(url: str, path: Path) -> None:
-    """Copies an object into a local file, in bounded memory."""
-    _store(url).fetch(url, path)
+def fetch(url: str, path: Path, *, max_bytes: int | None = None) -> None:
+    """Copies an object into a local file, in bounded memory.
+
+    Raises:
+        TooLargeError: it has more than `max_bytes`; no more are fetched.
+    """
+    _store(url).fetch(url, path, max_bytes)
 
 
 def write_bytes(path: str, data: bytes) -> None:

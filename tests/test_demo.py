@@ -21,7 +21,6 @@ def quality(folder: Path) -> dict[str, tuple[float, float]]:
 def test_short_demo_makes_everything_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     (folder / "data" / ".prepare").mkdir(parents=True)  # as a demo that was killed leaves it
-    (folder / "data" / "shard-000000.tar").write_bytes(b"half")
     short = ("train.max_steps=4", "log.sample_interval_steps=4", "log.proxy_interval_steps=4")
     done = launch("demo", "--output", str(folder), *short)
     assert done.returncode == 0, done.stderr

@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from distgan import storage
-from distgan.data.videos import EXTENSIONS, FoundVideos, find_videos
-from distgan.errors import UserError
+from distgan.config import LimitsConfig
+from distgan.data.videos import EXTENSIONS, DroppedVideoError, FoundVideos, find_videos
+from distgan.errors import TooLargeError, UserError
+from distgan.temporary import temporary_folder
 
 
 def find_inputs(folder: str) -> FoundVideos:
@@ -34,28 +35,66 @@ def input_root(folder: str) -> str:
     return folder.rstrip("/")
 
 
+def stamps(folder: str, paths: Sequence[str]) -> list[str]:
+    """For each video below `folder` a text that is another one once the file was written anew."""
+    if not storage.is_local(folder):
+        found = storage.list_stamps(folder)
+        return [found.get(path, "gone") for path in paths]
+    return [_local_stamp(storage.local_path(folder) / path) for path in paths]
+
+
+def _local_stamp(path: Path) -> str:
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return "gone"
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
 @contextlib.contextmanager
-def local_copy(root: str, path: str, spool_folder: str | None = None) -> Iterator[Path]:
+def local_copy(root: str, path: str, limits: LimitsConfig, room: str = "") -> Iterator[Path]:
     """The video as a local file: itself, or a copy that lasts as long as the context.
 
+    Args:
+        room: local folder for the copy; empty means where the system keeps temporary files.
+
     Raises:
+        DroppedVideoError: it has more bytes than allowed; no more than that are ever fetched.
         DistganError: it can't be fetched.
         FileNotFoundError: it is gone.
     """
+    max_bytes = int(limits.max_megabytes * 1e6)
     if storage.is_local(root):
+        if Path(root, path).stat().st_size > max_bytes:
+            raise _over(limits)
         yield Path(root, path)
         return
     # FFmpeg's guesses look at the name's ending; nothing else of a foreign name is used.
-    with tempfile.TemporaryDirectory(prefix="distgan-video-", dir=spool_folder) as folder:
-        copy = Path(folder, "video" + _suffix(path))
-        storage.fetch(storage.join(root, path), copy)
+    with temporary_folder(room) as folder:
+        copy = folder / ("video" + _suffix(path))
+        try:
+            storage.fetch(storage.join(root, path), copy, max_bytes=max_bytes)
+        except TooLargeError as error:
+            raise _over(limits) from error
         yield copy
 
 
-def sha256_of_input(root: str, path: str, spool_folder: str | None = None) -> str:
-    """Hex digest of a whole video."""
-    with local_copy(root, path, spool_folder) as file:
-        return sha256_of_file(file)
+def sha256_of_input(root: str, path: str, limits: LimitsConfig) -> str:
+    """Hex digest of a whole video; empty if it can't be read, or is too large to."""
+    try:
+        with local_copy(root, path, limits) as file:
+            return sha256_of_file(file)
+    except DroppedVideoError:
+        return ""
+    except OSError as error:
+        if not storage.is_local(root) and not isinstance(error, FileNotFoundError):
+            raise  # the disk for the copy is full
+        return ""
+
+
+def _over(limits: LimitsConfig) -> DroppedVideoError:
+    detail = f"more than {limits.max_megabytes:g} megabytes"
+    return DroppedVideoError("videos_over_max_megabytes", detail)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -82,8 +82,8 @@ def _shard_names(folder: str) -> list[str]:
         )
     if UNFINISHED_NAME in names:
         raise UserError(
-            f"{folder} holds an unfinished data set; empty the folder and run `launch.py prepare` "
-            "again"
+            f"{folder} holds an unfinished data set; run the `launch.py prepare` that began it "
+            "again, and it goes on"
         )
     shards = [name for name in names if is_shard_name(name)]
     if not shards:

@@ -34,18 +34,20 @@ def context_clips(folder: str, config: Config, frame_rate_hz: float) -> NDArray[
     size = data.resolution
     clips = np.zeros((len(found.paths), data.clip_frames, size, size, 3), np.uint8)
     for clip, path in zip(clips, found.paths, strict=True):
-        with local_copy(input_root(folder), path) as file:
-            clip[:context] = _first_frames(file, path, settings)[:: data.frame_stride]
+        try:
+            with local_copy(input_root(folder), path, settings.prepare.limits) as file:
+                clip[:context] = _first_frames(file, path, settings)[:: data.frame_stride]
+        except DroppedVideoError as error:
+            raise UserError(
+                f"--input: {path} can't be used: {error.cause}, {error.detail}"
+            ) from error
     return clips
 
 
 def _first_frames(file: Path, path: str, settings: ClipSettings) -> NDArray[np.uint8]:
-    try:
-        with VideoReader(str(file), settings.prepare.limits) as reader:
-            for _, clip in clips_of_video(reader, settings, Counter()):
-                return clip
-    except DroppedVideoError as error:
-        raise UserError(f"--input: {path} can't be used: {error.cause}, {error.detail}") from error
+    with VideoReader(str(file), settings.prepare.limits) as reader:
+        for _, clip in clips_of_video(reader, settings, Counter()):
+            return clip
     raise UserError(
         f"--input: {path} has no {settings.stored_frames} moving frames at "
         f"{settings.prepare.frame_rate_hz:g} Hz; give a longer video"

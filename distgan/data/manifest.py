@@ -14,7 +14,7 @@ from distgan.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
 UNFINISHED_NAME = ".prepare"
-"""Lies in the folder while prepare works on it."""
+"""Folder in it that holds the finished part of the work until all is done; see `journal`."""
 
 
 class ShardEntry(BaseModel):
@@ -110,7 +110,10 @@ def _no_manifest(folder: str) -> str:
     names = storage.list_names(folder)
     start = f"no data set in {folder!r}: {MANIFEST_NAME} is missing"
     if UNFINISHED_NAME in names:
-        return f"{start}, as prepare did not come to its end; empty the folder and run {prepare}"
+        return (
+            f"{start}: prepare has not finished it (it is at work there, or was cut short); let it "
+            f"finish, or run its command again, and it goes on: {prepare}"
+        )
     shards = sum(is_shard_name(name) for name in names)
     if shards:
         return (

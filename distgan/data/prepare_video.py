@@ -1,16 +1,14 @@
-"""The work on one video, in this process or in a worker: clips into a spool file, and an outcome.
+"""The work on one video, in this process or in a worker: its clips and an outcome into a spool.
 
-Clips wait on disk, not in memory, until their turn in the shards has come. Workers import neither
+Clips wait in files, not in memory, until their turn in the shards has come. Workers import neither
 torch nor webdataset, so they start fast.
 """
 
 import contextlib
-import io
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +23,9 @@ from distgan.data.clip_formats import encode
 from distgan.data.denoise import denoise, is_temporal
 from distgan.data.fetching import local_copy, sha256_of_file
 from distgan.data.formatting import Formatter, select_by_time
+from distgan.data.spooling import SpoolWriter, VideoJob, VideoOutcome, new_spool
 from distgan.data.videos import DroppedVideoError, TimedFrame, VideoReader
+from distgan.data.workers import end_with_parent
 
 Pixels = NDArray[np.uint8]
 
@@ -37,30 +37,6 @@ class ClipSettings:
     prepare: PrepareConfig
     resolution: int
     stored_frames: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoJob:
-    number: int
-    """Place in the sorted list of videos; part of the clips' keys."""
-    root: str
-    """Local folder or URL."""
-    path: str
-    """Relative to `root`."""
-    spool: str
-    """Local file that takes the clips: a tar of samples, as in a shard."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOutcome:
-    job: VideoJob
-    bytes: int
-    sha256: str
-    """Of the video file; empty if it couldn't be read."""
-    cause: str = ""
-    """Why the video gave no clip, as a key of the manifest's `dropped`; empty if it gave some."""
-    detail: str = ""
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 class StoppedError(Exception):
@@ -75,40 +51,53 @@ _called_off: _Flag | None = None
 
 
 def start_worker(called_off: _Flag, options: StorageConfig) -> None:
-    """Initialises a worker process, which stops soon after the parent sets `called_off`."""
+    """Initialises a worker process, which stops soon after the parent sets `called_off` or ends."""
+    end_with_parent()
     storage.configure(options)
     global _called_off  # a worker's initializer has no other way to hand something to its calls
     _called_off = called_off
 
 
-def prepare_video(job: VideoJob, settings: ClipSettings) -> VideoOutcome:
-    """Writes the clips of one video to `job.spool`; no file stays there if there are none.
+def prepare_video(job: VideoJob, settings: ClipSettings) -> None:
+    """Works on one video; `job.spool` is there when all of it is done. Doing it again is harmless.
 
     Raises:
         DistganError: the video lies on object storage and can't be fetched.
+        OSError: there is no room for its clips.
     """
-    with contextlib.ExitStack() as stack:
+    with new_spool(job.spool) as spool, contextlib.ExitStack() as stack:
         try:
-            copy = local_copy(job.root, job.path, str(Path(job.spool).parent))
-            source = stack.enter_context(copy)
+            limits = settings.prepare.limits
+            source = stack.enter_context(local_copy(job.root, job.path, limits, _room_of(job)))
             size, digest = source.stat().st_size, sha256_of_file(source)
+        except DroppedVideoError as error:
+            spool.finish(_dropped(job, error.cause, error.detail))
+            return
         except OSError as error:
             if not storage.is_local(job.root) and not isinstance(error, FileNotFoundError):
-                raise  # the spool's disk is full: no fault of the video's
-            return VideoOutcome(
-                job=job, bytes=0, sha256="", cause="videos_unreadable", detail=str(error.strerror)
-            )
-        return _prepare_file(job, source, settings, size, digest)
+                raise  # the disk is full: no fault of the video's
+            spool.finish(_dropped(job, "videos_unreadable", str(error.strerror)))
+            return
+        spool.finish(_prepare_file(job, source, settings, size, digest, spool))
+
+
+def _room_of(job: VideoJob) -> str:
+    """Where a fetched video goes: beside a local spool, where there is room for it."""
+    return str(Path(job.spool).parent) if storage.is_local(job.spool) else ""
+
+
+def _dropped(job: VideoJob, cause: str, detail: str) -> VideoOutcome:
+    return VideoOutcome(path=job.path, bytes=0, sha256="", cause=cause, detail=detail)
 
 
 def _prepare_file(
-    job: VideoJob, source: Path, settings: ClipSettings, size: int, digest: str
+    job: VideoJob, source: Path, settings: ClipSettings, size: int, digest: str, spool: SpoolWriter
 ) -> VideoOutcome:
     counts: Counter[str] = Counter()
     cause = detail = ""
     try:
         with VideoReader(str(source), settings.prepare.limits) as reader:
-            _spool_clips(job, reader, settings, counts)
+            _spool_clips(job, reader, settings, counts, spool)
             counts["frames_decoded"] = reader.frames_decoded
             counts["frames_damaged"] = reader.frames_damaged
         if not counts["clips"]:
@@ -116,26 +105,10 @@ def _prepare_file(
     except DroppedVideoError as error:
         cause, detail = error.cause, error.detail
         counts.clear()
-    if cause:
-        Path(job.spool).unlink(missing_ok=True)
+        spool.discard()
     return VideoOutcome(
-        job=job, bytes=size, sha256=digest, cause=cause, detail=detail, counts=+counts
+        path=job.path, bytes=size, sha256=digest, cause=cause, detail=detail, counts=+counts
     )
-
-
-def read_spool(outcome: VideoOutcome, clip_format: str) -> Iterator[tuple[str, bytes, bytes]]:
-    """The samples of a spool file, in order: (key, text of KEY.json, the clip member)."""
-    with tarfile.open(outcome.job.spool, mode="r:") as tar:
-        while (facts := tar.next()) is not None and (clip := tar.next()) is not None:
-            key = facts.name.removesuffix(".json")
-            assert clip.name == f"{key}.{clip_format}", "a spool alternates facts and clips"
-            yield key, _content(tar, facts), _content(tar, clip)
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    assert file is not None, "a spool holds files only"
-    return file.read()
 
 
 def _key(job: VideoJob, number: int) -> str:
@@ -143,28 +116,24 @@ def _key(job: VideoJob, number: int) -> str:
 
 
 def _spool_clips(
-    job: VideoJob, reader: VideoReader, settings: ClipSettings, counts: Counter[str]
+    job: VideoJob,
+    reader: VideoReader,
+    settings: ClipSettings,
+    counts: Counter[str],
+    spool: SpoolWriter,
 ) -> None:
     rate_hz = settings.prepare.frame_rate_hz or float(reader.frame_rate_hz)
     clip_format = settings.prepare.clip_format
-    with tarfile.open(job.spool, mode="w") as tar:
-        for start_s, clip in clips_of_video(reader, settings, counts):
-            key = _key(job, counts["clips"])
-            facts = {
-                "source": job.path.encode(errors="replace").decode(),
-                "start_s": round(float(start_s), 6),
-                "frame_rate_hz": rate_hz,
-                "frames": len(clip),
-            }
-            _add_member(tar, f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
-            _add_member(tar, f"{key}.{clip_format}", encode(clip, rate_hz, clip_format))
-            counts["clips"] += 1
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+    for start_s, clip in clips_of_video(reader, settings, counts):
+        facts = {
+            "source": job.path.encode(errors="replace").decode(),
+            "start_s": round(float(start_s), 6),
+            "frame_rate_hz": rate_hz,
+            "frames": len(clip),
+        }
+        text = json.dumps(facts, ensure_ascii=False).encode()
+        spool.add(_key(job, counts["clips"]), text, encode(clip, rate_hz, clip_format), clip_format)
+        counts["clips"] += 1
 
 
 def clips_of_video(

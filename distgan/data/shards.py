@@ -19,7 +19,10 @@ class ShardWriter:
     and reaches storage in one piece. Modification times are 0: equal samples give equal bytes.
     """
 
-    def __init__(self, folder: str, clip_format: ClipFormat, shard_bytes: float) -> None:
+    def __init__(
+        self, folder: str, clip_format: ClipFormat, shard_bytes: float, *, first: int = 0
+    ) -> None:
+        """`first` is the number of the first shard."""
         self._folder = folder
         self._clip_format = clip_format
         self._shard_bytes = shard_bytes
@@ -27,10 +30,11 @@ class ShardWriter:
         self._crc32: list[int] = []
         self._buffer = io.BytesIO()
         self._tar: Any = None
+        self._first = first
         self.entries: list[ShardEntry] = []
 
-    def write(self, key: str, facts: bytes, clip: bytes) -> None:
-        """Adds a sample; `facts` is the text of `KEY.json`."""
+    def write(self, key: str, facts: bytes, clip: bytes) -> ShardEntry | None:
+        """Adds a sample (`facts` is the text of `KEY.json`); describes the shard it filled."""
         if self._tar is None:
             self._buffer = io.BytesIO()
             self._tar = webdataset.TarWriter(self._buffer, encoder=False, mtime=0.0)
@@ -38,16 +42,17 @@ class ShardWriter:
         self._keys.append(key)
         self._crc32.append(zlib.crc32(clip))
         if self._buffer.tell() >= self._shard_bytes:
-            self.finish()
+            return self.finish()
+        return None
 
-    def finish(self) -> None:
-        """Writes the shard in hand, if there is one."""
+    def finish(self) -> ShardEntry | None:
+        """Writes the shard in hand, if there is one, and describes it."""
         if self._tar is None:
-            return
+            return None
         self._tar.close()
         data = self._buffer.getvalue()
         entry = ShardEntry(
-            name=f"shard-{len(self.entries):06d}.tar",
+            name=f"shard-{self._first + len(self.entries):06d}.tar",
             samples=len(self._keys),
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
@@ -58,3 +63,10 @@ class ShardWriter:
         self.entries.append(entry)
         self._tar, self._keys, self._crc32 = None, [], []
         self._buffer = io.BytesIO()
+        return entry
+
+    def close(self) -> None:
+        """Drops the shard in hand, if there is one."""
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from distgan.data.clip_formats import decode
 from distgan.data.manifest import Manifest, read_manifest
-from distgan.data.prepare import summary
+from distgan.data.prepare_report import summary
 from distgan.data.shard_reader import Shard, read_shard
 from distgan.errors import UserError
 from distgan.pictures import contact_sheet

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -61,6 +62,7 @@ def in_processes(
 
 
 def _start(work: Callable[[Any], Any], options: StorageConfig) -> None:
+    end_with_parent()
     storage.configure(options)
     global _work
     _work = work
@@ -69,6 +71,21 @@ def _start(work: Callable[[Any], Any], options: StorageConfig) -> None:
 def _do(job: Any) -> Any:
     assert _work is not None, "set by _start"
     return _work(job)
+
+
+def end_with_parent() -> None:
+    """From now on this worker process ends when its parent does, even by SIGKILL.
+
+    Without it, a worker waits for ever: it holds the other end of its own queue.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "for worker processes only"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # there is nobody left who would want it to put anything away
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -1,13 +1,11 @@
 """Files that grow, for object storage, where nothing can: kept here, uploaded again and again."""
 
-import shutil
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 from distgan import storage
 from distgan.errors import DistganError
+from distgan.temporary import TemporaryFolder
 
 LARGEST_SHARE = 0.05
 """Of the time may go into uploads in the background: a long file is uploaded less often."""
@@ -18,7 +16,9 @@ class UploadedFolder:
 
     def __init__(self, url: str, interval_s: float) -> None:
         self.url, self.interval_s = url, interval_s
-        self.path = Path(tempfile.mkdtemp(prefix="distgan-spool-"))
+        self._folder = TemporaryFolder()
+        self.path = self._folder.path / "files"
+        self.path.mkdir()
         self._uploaded: dict[str, int] = {}  # bytes of each file in storage
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -53,7 +53,7 @@ class UploadedFolder:
             if upload:
                 self.upload()
         finally:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self._folder.remove()
 
     def _keep_uploading(self) -> None:
         wait_s = self.interval_s
