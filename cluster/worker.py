@@ -43,9 +43,7 @@ def train_on_rank(task: dict[str, Any]) -> None:
     rank = ray_train.get_context().get_world_rank()
     with Link(board, rank) as link:
         try:
-            _check_versions(task["versions"])
-            config = build_config(task["config"])
-            link.trainer = _make_trainer(config)
+            link.trainer = _make_trainer(build_config(task["config"]), task["versions"])
             outcome = link.trainer.run(link)
         except DistganError as error:
             failure = Failure(rank, type(error).__name__, str(error))
@@ -71,17 +69,26 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     return {"step": outcome.step, "reason": outcome.reason, "signal": outcome.signal}
 
 
-def _check_versions(wanted: dict[str, str]) -> None:
+def refuse_together(team: Team, problem: str) -> None:
+    """Raises `UserError` on every rank if one has a problem (an empty text is none)."""
+    problems = [text for text in team.gather(problem) if text]
+    if problems:
+        raise UserError(problems[0])
+
+
+def version_problem(wanted: dict[str, str]) -> str:
+    """What this machine has otherwise than the process that started the run."""
     here = versions()
     differing = [f"{n} {here[n]} instead of {v}" for n, v in wanted.items() if here[n] != v]
-    if differing:
-        raise UserError(
-            f"the worker on {platform.node()} has other versions than the process that started "
-            f"the run: {', '.join(differing)}; install the same on every machine"
-        )
+    if not differing:
+        return ""
+    return (
+        f"the worker on {platform.node()} has other versions than the process that started the "
+        f"run: {', '.join(differing)}; install the same on every machine"
+    )
 
 
-def _make_trainer(config: Config) -> Trainer:
+def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
     device = _device(config)
     # Imported late: DeepSpeed looks for its device when it is imported.
     from cluster.process_group import start_process_group
@@ -91,7 +98,8 @@ def _make_trainer(config: Config) -> Trainer:
     start_process_group(device)
     storage.configure(config.storage)
     team = GroupTeam(device)
-    _check_storage_is_shared(config, team)
+    refuse_together(team, version_problem(wanted_versions))
+    refuse_together(team, storage_problem(config, team))
     stream = ClipStream(
         config.data.shards,
         config.data,
@@ -134,22 +142,20 @@ def _device(config: Config) -> torch.device:
     return device
 
 
-def _check_storage_is_shared(config: Config, team: Team) -> None:
-    """Raises `UserError` on a rank that does not see what rank 0 writes to the run's folder."""
+def storage_problem(config: Config, team: Team) -> str:
+    """Whether this rank sees what rank 0 writes to the run's folder."""
     name = storage.join(config.run.dir, ".seen_by_all_ranks")
     token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None)
     if team.rank == 0:
         storage.write_bytes(name, token.encode())
-    dist.barrier()
-    try:
-        seen = storage.exists(name) and storage.read_bytes(name) == token.encode()
-    except OSError:
-        seen = False
-    if not seen:
-        raise UserError(
-            f"run.dir={config.run.dir} is not the same folder on {platform.node()} as on the "
-            "machine of rank 0; give a folder on a shared disk, or object storage"
-        )
-    dist.barrier()
+    team.gather(None)
+    seen = storage.exists(name) and storage.read_bytes(name) == token.encode()
+    team.gather(None)
     if team.rank == 0:
         storage.remove(name)
+    if seen:
+        return ""
+    return (
+        f"run.dir={config.run.dir} is not the same folder on {platform.node()} as on the machine "
+        "of rank 0; give a folder on a shared disk, or object storage"
+    )

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.worker import refuse_together, storage_problem, version_problem, versions
+from distgan import storage
 from distgan.checkpoint import Fragment, committed_steps, load_newest
+from distgan.config import Config
+from distgan.config_loading import with_values
+from distgan.errors import UserError
 from distgan.saving import Saver
 from distgan.team import Alone, GroupTeam, from_first
 
@@ -86,3 +91,32 @@ def test_the_pieces_of_all_ranks_are_one_commit(tmp_path: Path) -> None:
     for before, after, values in in_group(save_in_pieces, tmp_path):
         assert before == [1, 2] and after == [2, 3]
         assert values == [30, 31, 31, 32, 32, 32]
+
+
+def with_folders_of_their_own(team: GroupTeam, folder: str) -> Any:
+    config = with_values(Config(), {"run.dir": f"{folder}/{min(team.rank, 1)}"})
+    try:
+        refuse_together(team, storage_problem(config, team))
+    except UserError as error:
+        return str(error), storage.list_names(f"{folder}/0")
+    return None
+
+
+def test_a_run_folder_that_not_all_ranks_share_is_refused_by_all(tmp_path: Path) -> None:
+    for told, left in in_group(with_folders_of_their_own, tmp_path):
+        assert "is not the same folder" in told and "shared disk" in told
+        assert left == []
+
+
+def with_other_versions(team: GroupTeam, folder: str) -> Any:
+    wanted = versions() | ({"torch": "0.0"} if team.rank == 2 else {})
+    try:
+        refuse_together(team, version_problem(wanted))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_a_machine_with_other_versions_is_refused_by_all(tmp_path: Path) -> None:
+    for told in in_group(with_other_versions, tmp_path):
+        assert "instead of 0.0" in told and "torch" in told
