@@ -1,6 +1,4 @@
-"""Memory for large reads."""
-
-import numpy as np
+"""Memory for large reads. NumPy is loaded on first use: the command line does without it."""
 
 Bytes = bytes | memoryview
 
@@ -11,10 +9,14 @@ def new_buffer(size: int) -> memoryview:
     NumPy asks the kernel for huge pages where it allocates megabytes, `bytes` does not: filling
     fresh memory of 4 KiB pages costs twice what the copy itself costs.
     """
+    import numpy as np
+
     return np.empty(size, np.uint8).data
 
 
 def copy_into(buffer: memoryview, start: int, data: Bytes) -> None:
     """Copies `data` to a place in a buffer, while other threads go on."""
+    import numpy as np
+
     target = np.frombuffer(buffer[start : start + len(data)], np.uint8)
     np.copyto(target, np.frombuffer(data, np.uint8))
