@@ -44,7 +44,7 @@ _RESIZE = int(signal.SIGUSR2)
 """Asks the workers to stop with a checkpoint, because more of them could work."""
 
 # Ray Train reads these in the process that starts a run.
-_RAY_TRAIN_ENVIRONMENT = {
+RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a dead worker is seen
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the run shows in Ray's dashboard
@@ -68,7 +68,7 @@ def train_on_cluster(config: Config) -> Outcome:
     config = start_or_resume(config)
     check_sizes(config)
     check_sharding(config)
-    for name, value in _RAY_TRAIN_ENVIRONMENT.items():
+    for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with alone_in(config.run.dir), _connected(), StopSignals().watching() as signals:
         _check_data(config)

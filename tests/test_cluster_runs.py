@@ -36,7 +36,7 @@ from tests.cluster_runs import (
 from tests.object_servers import BUCKET, CREDENTIALS, KEY, OPTIONS, SECRET, rclone_server
 from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
-from tests.tiny import launch
+from tests.tiny import TINY, launch
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -106,6 +106,16 @@ def test_data_and_run_may_lie_on_object_storage(
     assert_same_run(calm, root / BUCKET / "run")
     told = b"".join(path.read_bytes() for path in root.rglob("*") if path.is_file())
     assert SECRET.encode() not in told and KEY.encode() not in told
+
+
+def test_the_doctor_holds_the_engines_against_plain_pytorch(tmp_path: Path) -> None:
+    done = launch(
+        "doctor", *TINY, f"run.dir={tmp_path}", "cluster.num_workers=2",
+        "cluster.generator.zero_stage=3", "cluster.discriminator.zero_stage=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "equal to plain PyTorch: 3 steps on 2 workers (cpu), generator at ZeRO-3" in done.stdout
+    assert "weights differ by" in done.stdout and "all is well" in done.stdout
 
 
 def test_a_killed_worker_leaves_no_trace(

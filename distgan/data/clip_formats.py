@@ -59,27 +59,44 @@ def encode(frames_THW3: Pixels, frame_rate_hz: float, clip_format: ClipFormat) -
     return _encode_mp4(frames_THW3, frame_rate_hz)
 
 
-def decode(data: Bytes, clip_format: ClipFormat, indices: Sequence[int] | None = None) -> Pixels:
+def decode(
+    data: Bytes,
+    clip_format: ClipFormat,
+    indices: Sequence[int] | None = None,
+    out: Pixels | None = None,
+) -> Pixels:
     """Frames of a clip, (T, H, W, 3) uint8: all of them, or those of `indices` in that order.
 
+    Args:
+        out: where to put them, of their shape; spares a copy.
+
     Raises:
-        ValueError: the data is damaged, or has no frame of such an index.
+        ValueError: the data is damaged, or has no frame of such an index, or not of `out`'s shape.
     """
     if indices is not None and any(index < 0 for index in indices):
         raise ValueError(f"negative frame index in {list(indices)}")
     if clip_format == "npy":
-        clip = _decode_npy(data)
-        if indices is None:
+        clip = _frames_of(_decode_npy(data), indices)
+        if out is None:
             return clip
-        if any(index >= len(clip) for index in indices):
-            raise ValueError(f"clip of {len(clip)} frames has no frame {max(indices)}")
-        if isinstance(indices, range) and indices.step > 0:
-            return clip[indices.start : indices.stop : indices.step]  # nothing is copied
-        return clip[np.asarray(indices, dtype=np.intp)]
+        if clip.shape != out.shape:
+            raise ValueError(f"clip of shape {clip.shape} instead of {out.shape}")
+        out[:] = clip
+        return out
     try:
-        return _decode_mp4(data, indices)
+        return _decode_mp4(data, indices, out)
     except (av.FFmpegError, OSError) as error:
         raise ValueError(f"damaged mp4 clip: {error}") from error
+
+
+def _frames_of(clip: Pixels, indices: Sequence[int] | None) -> Pixels:
+    if indices is None:
+        return clip
+    if any(index >= len(clip) for index in indices):
+        raise ValueError(f"clip of {len(clip)} frames has no frame {max(indices)}")
+    if isinstance(indices, range) and indices.step > 0:
+        return clip[indices.start : indices.stop : indices.step]  # nothing is copied
+    return clip[np.asarray(indices, dtype=np.intp)]
 
 
 def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
@@ -100,34 +117,52 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
     return buffer.getvalue()
 
 
-def _decode_mp4(data: Bytes, indices: Sequence[int] | None) -> Pixels:
+def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) -> Pixels:
     with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
         stream: Any = container.streams.best("video")
         if stream is None:
             raise ValueError("damaged mp4 clip: no video stream")
         stream.codec_context.thread_count = 1
         wanted = list(range(stream.frames)) if indices is None else list(indices)
-        needed = set(wanted)
         rate = stream.average_rate
-        if not needed or rate is None:
+        if not wanted or rate is None:
             raise ValueError("mp4 clip: no frame asked for, or none declared")
-        if min(needed) >= GOP:
-            offset = int(min(needed) / rate / stream.time_base)
-            container.seek(offset, stream=stream, backward=True)
-        frames: dict[int, Pixels] = {}
+        frames_a_tick: Fraction = stream.time_base * rate
+        if min(wanted) >= GOP:
+            container.seek(int(min(wanted) / frames_a_tick), stream=stream, backward=True)
+        missing = set(wanted)
         for image in container.decode(stream):
-            index = round(image.pts * stream.time_base * rate) if image.pts is not None else -1
-            if index in needed:
+            index = _nearest(image.pts, frames_a_tick) if image.pts is not None else -1
+            if index in missing:
                 if image.is_corrupt:
                     raise ValueError(f"damaged mp4 clip: frame {index} is corrupt")
-                rgb = _reformatter.reformat(image, format="rgb24", threads=1)
-                frames[index] = np.asarray(rgb.to_ndarray())
-                if len(frames) == len(needed):
+                pixels = _rgb(image)
+                if out is None:
+                    out = np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
+                if pixels.shape != out.shape[1:]:
+                    raise ValueError(f"frame of shape {pixels.shape} instead of {out.shape[1:]}")
+                for place, other in enumerate(wanted):
+                    if other == index:
+                        out[place] = pixels
+                missing.remove(index)
+                if not missing:
                     break  # nothing after the last wanted frame is decoded
-    missing = needed - frames.keys()
-    if missing:
+    if missing or out is None:
         raise ValueError(f"mp4 clip has no frame {min(missing)}: damaged or shorter than asked for")
-    return np.stack([frames[index] for index in wanted])
+    return out
+
+
+def _nearest(ticks: int, frames_a_tick: Fraction) -> int:
+    """The whole number nearest to ticks * frames_a_tick; fractions themselves are slow."""
+    over, under = frames_a_tick.numerator, frames_a_tick.denominator
+    return (2 * ticks * over + under) // (2 * under)
+
+
+def _rgb(image: av.VideoFrame) -> Pixels:
+    """(H, W, 3), valid as long as nothing else is reformatted."""
+    plane: Any = _reformatter.reformat(image, format="rgb24", threads=1).planes[0]
+    rows = np.frombuffer(plane, dtype=np.uint8).reshape(plane.height, plane.line_size)
+    return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
 
 
 def _decode_npy(data: Bytes) -> Pixels:

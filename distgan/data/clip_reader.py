@@ -64,8 +64,8 @@ class ClipReader:
             self._ahead.close()
             self._ahead = None
 
-    def clip(self, epoch: int, sample: Sample) -> NDArray[np.uint8]:
-        """One clip, uint8 (T, H, W, 3), with start and stride drawn from (seed, epoch, sample).
+    def clip(self, epoch: int, sample: Sample, out: NDArray[np.uint8]) -> None:
+        """One clip into `out`, (T, H, W, 3), start and stride drawn from (seed, epoch, sample).
 
         Raises:
             UserError: nothing in the data set is left to replace a damaged sample with.
@@ -78,46 +78,44 @@ class ClipReader:
             stride = int(rng.integers(1, stride + 1))
         first = int(rng.integers(spec.stored_frames - (config.clip_frames - 1) * stride))
         frames = range(first, first + config.clip_frames * stride, stride)
-        clip = self._decoded(sample, frames)
-        return self._replacement(epoch, sample, frames) if clip is None else clip
+        if not self._decoded(sample, frames, out):
+            self._replace(epoch, sample, frames, out)
 
     def take_damage(self) -> tuple[ShardDamage, ...]:
         """What this reader found damaged since the last call, nothing of it twice."""
         found, self._found = tuple(self._found), []
         return found
 
-    def _replacement(self, epoch: int, sample: Sample, frames: Sequence[int]) -> NDArray[np.uint8]:
-        """The same frames of another sample: of the same shard or, if that has none left, of the
-        next one in the epoch's order, which the lane reads next anyway."""
+    def _replace(
+        self, epoch: int, sample: Sample, frames: Sequence[int], out: NDArray[np.uint8]
+    ) -> None:
+        """Puts there the same frames of another sample: of the same shard or, if that has none
+        left, of the next one in the epoch's order, which the lane reads next anyway."""
         rng = numpy_generator(self.seed, f"replacement/{sample[0]}", epoch, sample[1])
         for shard in self.order.shards_from(epoch, sample[0]):
             for index in rng.permutation(self.manifest.shards[shard].samples):
                 # Whether it was met before must not matter: damage is judged anew here.
-                clip = self._decoded((shard, int(index)), frames)
-                if clip is not None:
-                    return clip
+                if self._decoded((shard, int(index)), frames, out):
+                    return
         raise UserError(
             f"every sample of the data set {self.folder} is damaged; copy it again from where it "
             "was prepared, or prepare it again into an empty folder"
         )
 
-    def _decoded(self, sample: Sample, frames: Sequence[int]) -> NDArray[np.uint8] | None:
-        """The frames of a sample, (T, H, W, 3); None if it is damaged, which is noted."""
+    def _decoded(self, sample: Sample, frames: Sequence[int], out: NDArray[np.uint8]) -> bool:
+        """Puts the frames of a sample into `out`; False if it is damaged, which is noted."""
         shard, index = sample
         data = self._shard(shard).clips[index]
         if data is None:
-            return None
-        spec = self.manifest.clip
+            return False
         try:
-            clip = decode(data, spec.clip_format, frames)
+            decode(data, self.manifest.clip.clip_format, frames, out)
         except ValueError:
-            clip = None
-        if clip is None or clip.shape[1:] != (spec.resolution, spec.resolution, 3):
             # Equal words for every such clip: which one is met first depends on who reads.
             what = "holds clips that do not decode to what the manifest says"
             self._report(sample, ShardDamage(shard, what, ((index, "undecodable"),)))
-            return None
-        return clip
+            return False
+        return True
 
     def _shard(self, index: int) -> Shard:
         if index in self._lost:

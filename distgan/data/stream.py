@@ -10,6 +10,7 @@ ranks. A damaged sample is replaced in its place and counted; see `clip_reader` 
 import atexit
 import contextlib
 import itertools
+import math
 import multiprocessing
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -95,6 +96,12 @@ class ClipStream:
         """Of what was delivered, not of what workers have read ahead."""
 
     @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(T, H, W, 3) of the clips that training takes."""
+        size = self.config.resolution
+        return self.config.clip_frames, size, size, 3
+
+    @property
     def samples_an_epoch(self) -> int:
         return self.order.samples
 
@@ -159,13 +166,13 @@ class ClipStream:
         reader = self.reader(capacity=1)
         chosen = sorted((index * self.samples_an_epoch) // count for index in range(count))
         ends = np.cumsum(self.order.shard_sizes)
-        clips = []
+        clips = np.empty((count, *self.clip_shape), dtype=np.uint8)
         for index, number in enumerate(chosen):
             shard = int(np.searchsorted(ends, number, side="right"))
             place = number - int(ends[shard]) + self.order.shard_sizes[shard]
-            clips.append(reader.clip(REFERENCE_EPOCH + index, (shard, place)))
+            reader.clip(REFERENCE_EPOCH + index, (shard, place), clips[index])
         self._count(reader.take_damage())
-        return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
+        return torch.from_numpy(clips).permute(0, 4, 1, 2, 3)
 
     def reader(self, capacity: int) -> ClipReader:
         """Reads clips in this process, with at most so many shards in memory."""
@@ -224,9 +231,19 @@ class _LaneBatches(IterableDataset[LanePart | DistganError]):
             ahead.look_ahead(self.start + stream.batch_size)
             for position in itertools.count(self.start, stream.batch_size):
                 samples = [stream.order.sample(position + place) for place in places]
-                clips = np.stack([reader.clip(epoch, sample) for epoch, sample in samples])
-                yield LanePart(places, torch.from_numpy(clips), reader.take_damage())
+                shape = (len(places), *stream.clip_shape)
+                clips = _new_shared(shape) if info else torch.empty(shape, dtype=torch.uint8)
+                for (epoch, sample), clip in zip(samples, clips.numpy(), strict=True):
+                    reader.clip(epoch, sample, clip)
+                yield LanePart(places, clips, reader.take_damage())
                 ahead.look_ahead(position + stream.batch_size + stream.samples_an_epoch)
+
+
+def _new_shared(shape: tuple[int, ...]) -> Tensor:
+    """uint8, in memory that the parent process can see: nothing is copied on the way there."""
+    # As torch.utils.data's own collate function makes it.
+    memory = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(memory).reshape(shape)
 
 
 def _join(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
@@ -236,7 +253,10 @@ def _join(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
     else:
         places = sorted(place for part in parts for place in part.places)
         shape = (len(places), *parts[0].clips.shape[1:])
-        joined = torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory)
+        if pin_memory:
+            joined = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            joined = torch.from_numpy(np.empty(shape, dtype=np.uint8))  # NumPy takes huge pages
         row = {place: index for index, place in enumerate(places)}
         for part in parts:
             joined[[row[place] for place in part.places]] = part.clips
