@@ -256,7 +256,7 @@ def test_unfinished_uploads_are_called_off(proxy: FaultProxy) -> None:
     with proxy.failing(parts_fail), pytest.raises(StorageError):
         storage.write_bytes(f"{folder}/large", os.urandom(LARGE))
     assert not storage.exists(f"{folder}/large")
-    answer = storage._store(folder)._connected().call_s3("list_multipart_uploads", Bucket=BUCKET)
+    answer = storage._store(folder).file_system().call_s3("list_multipart_uploads", Bucket=BUCKET)
     assert not answer.get("Uploads")
 
 
