@@ -26,7 +26,7 @@ from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
 from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.ray_storage import ray_storage
-from cluster.scaling import check_sizes, size_for
+from cluster.scaling import allowed_sizes, check_sizes, size_for
 from cluster.stage_checks import check_sharding
 from cluster.worker import train_on_rank, versions
 from distgan import errors, storage
@@ -39,6 +39,7 @@ from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Outcome, progress_facts
 
 _POLL_S = 0.2
+_WAIT_S = 2.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 _RESIZE = int(signal.SIGUSR2)
 """Asks the workers to stop with a checkpoint, because more of them could work."""
@@ -95,6 +96,9 @@ class _Run:
         while True:
             size = self._size()
             newest = self._newest()
+            if size is None:
+                number = self.signals.received
+                return Outcome(step=max(newest, 0), reason="a signal", signal=number)
             attempt = _Attempt(self.config, size)
             error = attempt.watch(self.signals, self._could_grow_from(size), bar)
             snapshot = attempt.last
@@ -132,14 +136,35 @@ class _Run:
     def _newest(self) -> int:
         return max(committed_steps(self.config.run.dir), default=-1)
 
-    def _size(self) -> int:
-        if self.failures:
-            wait_until_settled()
-        return size_for(self.config, devices(self.config))
+    def _size(self) -> int | None:
+        """How many workers to start now; None if a signal came while too few devices were there.
+
+        Raises:
+            UserError: the cluster has too few devices at the start of the run.
+            FaultError: it has too few left, and for long.
+        """
+        if not self.failures:
+            return size_for(self.config, devices(self.config))
+        wait_until_settled()
+        patience_s = self.config.cluster.hang_seconds
+        deadline = time.monotonic() + patience_s
+        told = False
+        while self.signals.received is None:
+            try:
+                return size_for(self.config, devices(self.config))
+            except UserError as error:
+                if time.monotonic() > deadline:
+                    raise FaultError(f"after {patience_s:g} s of waiting: {error}") from error
+                if not told:
+                    tqdm.write(f"waiting for machines: {error}")
+                    told = True
+            time.sleep(_WAIT_S)
+        return None
 
     def _could_grow_from(self, size: int) -> Callable[[], bool]:
         def could_grow() -> bool:
-            return size_for(self.config, devices(self.config)) > size
+            fitting = [n for n in allowed_sizes(self.config) if n <= devices(self.config)]
+            return max(fitting, default=0) > size
 
         return could_grow
 
