@@ -7,7 +7,7 @@ happen here, before the update, and so in one way at every stage.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from cluster.zero_settings import deepspeed_settings
 from cluster.zero_shards import Shard, make_shards
 from distgan.checkpoint import Fragment
 from distgan.config import NetworkOptimConfig, ShardingConfig
+from distgan.engine import frozen
 from distgan.errors import NonFiniteError
 from distgan.optimizers import make_optimizer
 
@@ -77,16 +78,8 @@ class ZeroEngine:
         output: Tensor = self._engine.module(*inputs, full_precision=full_precision)
         return output
 
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        return frozen(self.module)
 
     def backward(self, loss: Tensor) -> None:
         """The step's last one also reduces (stages 2 and 3 reduce at each)."""

@@ -121,7 +121,7 @@ class _StrictLoader(yaml.SafeLoader):
 def parse_yaml(text: str, source: str) -> Tree:
     """The mapping in YAML text; `source` names it in errors."""
     try:
-        tree = yaml.load(text, _StrictLoader)
+        tree = yaml.load(text, _StrictLoader)  # a SafeLoader: no tag makes a Python object
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {error}") from error
     if tree is None:

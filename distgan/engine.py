@@ -70,6 +70,18 @@ class Engine(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """While inside, no parameter of the module collects a gradient."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 class PlainEngine:
     """One network on one device, without any sharding."""
 
@@ -92,15 +104,8 @@ class PlainEngine:
             output: Tensor = self.module(*inputs)
         return output
 
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        trainable = [p for p in self.module.parameters() if p.requires_grad]
-        self.module.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
+        return frozen(self.module)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()

@@ -1,13 +1,17 @@
-"""Checkpoints of one process, written at once."""
+"""Checkpoints of one process, written at once, and tensors of every kind to put in them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distgan.checkpoint import checkpoint_folder, whole
 from distgan.saving import Saver
 from distgan.team import Alone
+
+STATE: dict[str, Any] = {"step": 3, "seconds": 1.5, "stream": {"samples": 12}, "best": None}
 
 
 def save_checkpoint(
@@ -18,3 +22,33 @@ def save_checkpoint(
     saver.begin(step, whole(tensors), dict(state))
     saver.finish()
     return checkpoint_folder(run_dir, step)
+
+
+def tensors(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(4, 6, generator=generator)
+    return {
+        "generator/weight": matrix,
+        "generator/low": matrix.bfloat16(),
+        "generator/wide": matrix.double(),
+        "generator/image": torch.randn(2, 3, 4, 4, generator=generator).to(
+            memory_format=torch.channels_last
+        ),
+        "generator/turned": matrix.T,
+        "generator.optimizer/weight/step": torch.tensor(7.0),
+        "count": torch.arange(5),
+        "flags": torch.tensor([True, False]),
+        "pixels": torch.arange(9, dtype=torch.uint8),
+        "none": torch.zeros(0, 3),
+    }
+
+
+def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape, name
+        assert torch.equal(got[name], tensor), name
+
+
+def save(run: Path, step: int, keep: int = 9) -> Path:
+    return Path(save_checkpoint(str(run), step, tensors(step), STATE | {"step": step}, keep=keep))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
 
@@ -14,6 +15,13 @@ from tests.tiny import make_tiny_data
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a prepared data set of 40 clips that fits `tests.tiny.TINY`."""
     return make_tiny_data(Path(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[dict[str, str]]:
+    """A Ray cluster of two CPUs: the environment in which programs join it."""
+    with ray_head() as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,14 +1,12 @@
 """A menu of faults, by chance: whatever befalls a run of two workers, it ends as if undisturbed."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cluster_runs import assert_same_run, train, train_with_fault
 from tests.faulty_worker import FAULTS, PLACES
-from tests.ray_heads import ray_head
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
 
@@ -23,12 +21,6 @@ MENU = [
     }
     for kind in (sorted(FAULTS) * CASES)[:CASES]
 ]
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
-    with ray_head() as environment:
-        yield environment
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,12 +38,6 @@ from tests.ray_heads import ray_head, ray_node
 from tests.tiny import TINY, launch
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
-    with ray_head() as environment:
-        yield environment
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from distgan import config_loading
+from distgan.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -72,8 +76,22 @@ def test_outside_packages_stay_in_their_places() -> None:
         assert not [m for m in imported(file) if m.startswith("torch.utils.tensorboard")], file
 
 
+UNSAFE_ARGUMENTS = (("shell", "True"), ("allow_pickle", "True"), ("weights_only", "False"))
+
+
+def is_safe_loader(call: ast.Call) -> bool:
+    """The configuration's own loader is; see the test below."""
+    return [ast.unparse(argument) for argument in call.args[1:]] == ["_StrictLoader"]
+
+
+def test_the_configuration_s_loader_makes_no_python_objects() -> None:
+    assert issubclass(config_loading._StrictLoader, yaml.SafeLoader)
+    with pytest.raises(UserError, match="not valid YAML"):
+        config_loading.parse_yaml("seed: !!python/object/apply:os.getcwd []", "a file")
+
+
 def unsafe_places(source: str) -> list[str]:
-    """Pickle, torch.load and torch.save, eval and exec, shells."""
+    """Pickle, torch.load and torch.save, eval and exec, shells, archives and YAML that run code."""
     places = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -86,21 +104,30 @@ def unsafe_places(source: str) -> list[str]:
         called = ast.unparse(node.func)
         if called in ("torch.load", "torch.save", "eval", "exec", "os.system", "os.popen"):
             places.append(f"line {node.lineno}: {called}")
+        if called.endswith(".extractall") or called in ("yaml.unsafe_load", "yaml.full_load"):
+            places.append(f"line {node.lineno}: {called}")
+        if called == "yaml.load" and not is_safe_loader(node):
+            places.append(f"line {node.lineno}: yaml.load")
         for keyword in node.keywords:
             value = ast.unparse(keyword.value)
-            if (keyword.arg, value) in (("shell", "True"), ("allow_pickle", "True")):
+            if (keyword.arg, value) in UNSAFE_ARGUMENTS:
                 places.append(f"line {node.lineno}: {keyword.arg}={value}")
     return places
 
 
 @pytest.mark.parametrize(
-    "source",
+    "source",  # is parsed, never run
     [
         "import pickle",
         "from pickle import loads",
         "import torch\ntorch.load('x')",
         "import subprocess\nsubprocess.run('ls', shell=True)",
         "np.load('x', allow_pickle=True)",
+        "tarfile.open('x').extractall()",
+        "yaml.unsafe_load('x')",
+        "yaml.load('x', yaml.Loader)",
+        "yaml.load('x', Loader=yaml.UnsafeLoader)",
+        "load('x', weights_only=False)",
     ],
 )
 def test_the_search_for_unsafe_code_finds_it(source: str) -> None:

@@ -2,22 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from distgan.checkpoint import committed_steps
-from tests.ray_heads import ray_head
 from tests.tiny import REPOSITORY, TINY, launch
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def head() -> Iterator[dict[str, str]]:
-    with ray_head() as environment:
-        yield environment
 
 
 def run(
