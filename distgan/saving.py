@@ -111,7 +111,9 @@ class _Thread(threading.Thread):
 
     def ended(self) -> bool:
         """Raises the error of the work, if it had one."""
+        if self.is_alive():  # asked first: an error may still come until then
+            return False
         if self.error is not None:
             error, self.error = self.error, None
             raise error
-        return not self.is_alive()
+        return True

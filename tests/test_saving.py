@@ -9,7 +9,7 @@ import torch
 from distgan import storage
 from distgan.checkpoint import committed_steps, load_newest, whole
 from distgan.errors import UserError
-from distgan.saving import Saver
+from distgan.saving import Saver, _Thread
 from distgan.team import Alone
 
 STATE = {"step": 1}
@@ -82,3 +82,24 @@ def test_an_error_of_the_writing_thread_reaches_the_training(
         for _ in range(2):  # the pieces, then the commit
             until_written(saver) if failing == 1 else saver.finish()
     assert committed_steps(str(tmp_path)) == []
+
+
+def test_an_error_that_comes_while_it_is_asked_for_is_not_taken_for_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go_on = threading.Event()
+
+    def fail() -> None:
+        go_on.wait(30)
+        raise OSError(28, "No space left on device")
+
+    thread = _Thread(fail)
+
+    def ends_just_now() -> bool:
+        go_on.set()
+        thread.join()
+        return False
+
+    monkeypatch.setattr(thread, "is_alive", ends_just_now)
+    with pytest.raises(OSError, match="No space left"):
+        thread.ended()
