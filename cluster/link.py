@@ -4,15 +4,14 @@ import faulthandler
 import os
 import signal
 import socket
-import tempfile
 import threading
-from pathlib import Path
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
 
 from cluster.board import RankFacts
+from distgan.temporary import TemporaryFolder
 from distgan.trainer import Trainer
 
 _INTERVAL_S = 0.5
@@ -31,17 +30,18 @@ class Link:
         """The signal, once the starting process asks to stop."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="link")
-        self._stacks = Path(tempfile.gettempdir(), f"distgan-stacks-{os.getpid()}")
 
     def __enter__(self) -> Self:
         # In C, so that it works while Python code holds the interpreter.
-        self._file = self._stacks.open("w")
+        self._folder = TemporaryFolder()
+        stacks = self._folder.path / "stacks"
+        self._file = stacks.open("w")
         faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
         facts = RankFacts(
             pid=os.getpid(),
             node_id=ray.get_runtime_context().get_node_id(),
             host=socket.gethostname(),
-            stacks=str(self._stacks),
+            stacks=str(stacks),
         )
         ray.get(self.board.join.remote(self.rank, facts))
         self._thread.start()
@@ -52,7 +52,7 @@ class Link:
         self._thread.join()
         faulthandler.unregister(signal.SIGUSR1)
         self._file.close()
-        self._stacks.unlink(missing_ok=True)
+        self._folder.remove()
 
     def _beat(self) -> None:
         while not self._ended.wait(_INTERVAL_S):

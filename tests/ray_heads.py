@@ -26,8 +26,10 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(16))
     port, dashboard, agent = _free_ports(3)
+    programs = Path(sys.executable).parent  # jobs run the first `python` that the head finds
     environment = {
         **one_thread(),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
