@@ -17,7 +17,7 @@ soak: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/mypy distgan cluster benchmarks launch.py
+	$(BIN)/mypy distgan cluster tune benchmarks launch.py
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'

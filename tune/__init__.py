@@ -1,0 +1,1 @@
+"""Which hyperparameters: search spaces, trials, schedulers and results of sweeps on Ray Tune."""
