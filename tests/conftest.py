@@ -11,6 +11,16 @@ from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests: one begins with all that start Ray clusters, the other takes
+    the rest; a file's tests stay together, so that they share what is costly to set up."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        name = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a prepared data set of 40 clips that fits `tests.tiny.TINY`."""

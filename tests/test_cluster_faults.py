@@ -8,7 +8,7 @@ import pytest
 from tests.cluster_runs import assert_same_run, train, train_with_fault
 from tests.faulty_worker import FAULTS, PLACES
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(400)]
 
 CASES = 50
 _rng = random.Random(0)

@@ -9,7 +9,7 @@ import pytest
 from distgan.checkpoint import committed_steps
 from tests.tiny import REPOSITORY, TINY, launch
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 def run(
