@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks._pairs import spread
-from cluster.parity import own_places, random_clips, sharded_engines
+from cluster.engine_pairs import own_places, random_clips, sharded_engines
 from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig

@@ -8,7 +8,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cluster.parity import Difference, check_parity, largest, measure, sharded_engines, stir
+from cluster.engine_difference import Difference, largest, measure
+from cluster.engine_pairs import sharded_engines, stir
+from cluster.parity import check_parity
 from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding

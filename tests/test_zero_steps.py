@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.parity import (
-    Difference,
-    largest,
-    measure,
+from cluster.engine_difference import Difference, largest, measure, plain_state
+from cluster.engine_pairs import (
     own_places,
     plain_engines,
-    plain_state,
     random_clips,
     sharded_engines,
     stir,
