@@ -49,8 +49,24 @@ class DdpEngine(PlainEngine):
         return output
 
 
+def ddp_engines(
+    config: Config, device: torch.device, *, contiguous: bool = False
+) -> tuple[Engine, Engine]:
+    """The generator's and the discriminator's, laid out as plain engines or as ZeRO does it."""
+    optim, precision = config.optim, config.train.precision
+    networks = (build_generator(config, device), build_discriminator(config, device))
+    if contiguous:
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    generator, discriminator = networks
+    return (
+        DdpEngine("generator", generator, optim.generator, precision),
+        DdpEngine("discriminator", discriminator, optim.discriminator, precision),
+    )
+
+
 def main(argv: list[str]) -> None:
-    """Prints two tables."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks zero", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--preset", default="small-64")
@@ -110,22 +126,14 @@ def _measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[
 
 
 def _makers(config: Config, device: torch.device) -> dict[str, Callable[[], tuple[Engine, Engine]]]:
-    def ddp() -> tuple[Engine, Engine]:
-        optim, precision = config.optim, config.train.precision
-        return (
-            DdpEngine("generator", build_generator(config, device), optim.generator, precision),
-            DdpEngine(
-                "discriminator", build_discriminator(config, device), optim.discriminator, precision
-            ),
-        )
-
     def zero(stage: int) -> Callable[[], tuple[Engine, Engine]]:
         sharding = {"zero_stage": stage}
         tree = config.model_dump()
         tree["cluster"] |= {"generator": sharding, "discriminator": sharding}
         return lambda: sharded_engines(Config.model_validate(tree), device)
 
-    return {DDP: ddp} | {f"ZeRO-{stage}": zero(stage) for stage in STAGES}
+    ddp = {DDP: lambda: ddp_engines(config, device)}
+    return ddp | {f"ZeRO-{stage}": zero(stage) for stage in STAGES}
 
 
 def _live_bytes() -> int:
