@@ -1,10 +1,10 @@
 """A G+D step under ZeRO-0 to 3 beside DistributedDataParallel, on two processes over gloo.
 
 All variants live in the same two processes and take turns; each round steps each once. Also counts
-the bytes that each rank holds between steps (gradients are freed then), beside the papers' formula
-for Adam in float32: 4 bytes a parameter for weights and 8 for the optimizer, of which ZeRO splits
-the optimizer's (stages 1 and 2) and the weights' (3) over the ranks; float32 masters of a rank's
-part, 4 / ranks, come on top of every stage.
+the bytes that each rank holds between steps, beside the papers' formula for Adam in float32: 4
+bytes a parameter for weights and 8 for the optimizer, of which ZeRO splits the optimizer's (stages
+1 and 2) and the weights' (3) over the ranks; float32 masters of a rank's part, 4 / ranks, come on
+top of stages 1 to 3. Gradients, 4 bytes, are freed between steps, but for a rank's part at stage 3.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def _theory(name: str, parameters: int) -> float:
         return 12 * parameters / 1e6
     share = parameters / RANKS / 1e6
     whole = parameters / 1e6
-    return {0: 12 * whole, 1: 4 * whole + 12 * share, 2: 4 * whole + 12 * share, 3: 16 * share}[
+    return {0: 12 * whole, 1: 4 * whole + 12 * share, 2: 4 * whole + 12 * share, 3: 20 * share}[
         int(name[-1])
     ]
 
