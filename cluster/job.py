@@ -90,12 +90,12 @@ class _Run:
         """Machine faults since the last new checkpoint."""
 
     def to_its_end(self) -> Outcome:
+        size = self._size()  # or refuses, before a progress line begins
         with tqdm(total=self.config.train.max_steps, unit="step") as bar:
-            return self._attempts(bar)
+            return self._attempts(bar, size)
 
-    def _attempts(self, bar: "tqdm[NoReturn]") -> Outcome:
+    def _attempts(self, bar: "tqdm[NoReturn]", size: int | None) -> Outcome:
         while True:
-            size = self._size()
             newest = self._newest()
             if size is None:
                 number = self.signals.received
@@ -108,8 +108,9 @@ class _Run:
                 if outcome.signal != _RESIZE:
                     return outcome
                 tqdm.write(f"at step {outcome.step}, the cluster has grown")
-                continue
-            self._judge(error, snapshot.failures, progress=self._newest() > newest)
+            else:
+                self._judge(error, snapshot.failures, progress=self._newest() > newest)
+            size = self._size()
 
     def _judge(self, error: BaseException | None, own: list[Failure], *, progress: bool) -> None:
         """Raises what ends the run; returns if it may go on."""
