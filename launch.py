@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distgan.errors import DistganError, UserError
+from distgan.interpreter import check_interpreter
 
 if TYPE_CHECKING:
     from distgan.config import Config, StorageConfig
@@ -141,6 +142,11 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    try:
+        check_interpreter()
+    except UserError as error:
+        print(f"launch.py: {error}", file=sys.stderr)
+        return error.exit_code
     parsed = build_parser().parse_args(arguments)
     command = f"{parsed.command} {getattr(parsed, 'data_command', '')}".strip()
     try:

@@ -1,9 +1,8 @@
-"""What Ray Train costs beside plain processes: the time of a step, and of the start.
+"""What Ray Train costs beside plain processes: the time of a step.
 
-Steps: the same function (G+D steps under ZeRO on two workers) runs under Ray Train, with the thread
-that keeps in touch with the command, and in plain processes as torchrun starts them; turn by turn.
-Start: from `fit()` to the first line of an empty training function, and to the first step of ours;
-and from the start of a plain process to its first step: the model's own time, imports included.
+The same function (G+D steps under ZeRO on two workers) runs under Ray Train, with the thread that
+keeps in touch with the command, and in plain processes as torchrun starts them; turn by turn. The
+time of the start is `start_up`'s.
 """
 
 import argparse
@@ -19,7 +18,7 @@ import torch
 import torch.distributed
 
 from benchmarks._pairs import spread
-from cluster.parity import own_places, random_clips, sharded_engines
+from cluster.engine_pairs import own_places, random_clips, sharded_engines
 from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config
@@ -30,7 +29,7 @@ RANKS = 2
 
 
 def main(argv: list[str]) -> None:
-    """Prints two tables."""
+    """Prints the ratio."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks ray_train", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8)
@@ -44,38 +43,27 @@ def main(argv: list[str]) -> None:
     from cluster.ray_cluster import connected
 
     os.environ.update(RAY_TRAIN_ENVIRONMENT)
-    results: dict[str, list[dict[str, float]]] = {"plain": [], "ray": [], "empty": []}
+    results: dict[str, list[float]] = {"plain": [], "ray": []}
     with connected(object_store_bytes=2**28, dashboard=True), TemporaryDirectory() as folder:
-        runs: dict[str, Callable[[], dict[str, float]]] = {
+        runs: dict[str, Callable[[], float]] = {
             "plain": lambda: _plain(config, parsed.steps),
             "ray": lambda: _under_ray(config, parsed.steps, folder),
-            "empty": lambda: _under_ray(config, 0, folder),
         }
         for number in range(parsed.rounds):
             for name in runs if number % 2 == 0 else reversed(list(runs)):
                 results[name].append(runs[name]())
-    pairs = list(zip(results["ray"], results["plain"], strict=True))
-    step_s = statistics.median(plain["step_s"] for _, plain in pairs)
+    ratios = [ray / plain for ray, plain in zip(results["ray"], results["plain"], strict=True)]
     print(f"{parsed.preset}, {RANKS} workers, {parsed.rounds} rounds of {parsed.steps} steps of "
-          f"{step_s:.2f} s; median (quartiles)\n")  # fmt: skip
-    print("| what | seconds or ratio |\n|---|---|")
-    print(
-        f"| step, Ray Train over plain | {spread([r['step_s'] / p['step_s'] for r, p in pairs])} |"
-    )
-    for name, text in (
-        ("empty", "Ray Train: start of an empty function"),
-        ("ray", "Ray Train: start to the end of the first step"),
-        ("plain", "plain processes: start to the end of the first step"),
-    ):
-        print(f"| {text} | {spread([result['first_s'] for result in results[name]])} |")
+          f"{statistics.median(results['plain']):.2f} s\n\n"
+          f"step under Ray Train over plain processes: {spread(ratios)}")  # fmt: skip
 
 
-def _plain(config: Config, steps: int) -> dict[str, float]:
-    started = time.time()
-    return run_on_ranks(take_steps, (config, steps, started), world_size=RANKS)[0]
+def _plain(config: Config, steps: int) -> float:
+    seconds: float = run_on_ranks(take_steps, (config, steps), world_size=RANKS)[0]
+    return seconds
 
 
-def _under_ray(config: Config, steps: int, folder: str) -> dict[str, float]:
+def _under_ray(config: Config, steps: int, folder: str) -> float:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import LoggingConfig, RunConfig
@@ -88,7 +76,6 @@ def _under_ray(config: Config, steps: int, folder: str) -> dict[str, float]:
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "steps": steps,
-            "started": time.time(),
             "board": make_board(),
             "result": str(result),
         },
@@ -98,35 +85,30 @@ def _under_ray(config: Config, steps: int, folder: str) -> dict[str, float]:
         ),
     )
     trainer.fit()
-    first_s, step_s = map(float, result.read_text().split())
-    return {"first_s": first_s, "step_s": step_s}
+    return float(result.read_text())
 
 
 def train_function(task: dict[str, Any]) -> None:
-    """In a Ray Train worker; rank 0 writes its seconds to a file."""
+    """In a Ray Train worker; rank 0 writes the seconds of a step to a file."""
     from cluster.link import Link
+    from cluster.process_group import start_process_group
 
-    found = {"first_s": time.time() - task["started"], "step_s": 0.0}
     rank = torch.distributed.get_rank()
-    if task["steps"]:
-        from cluster.process_group import start_process_group
-
-        with Link(task["board"], rank):
-            start_process_group(torch.device("cpu"))
-            found = take_steps(build_config(task["config"]), task["steps"], task["started"])
+    with Link(task["board"], rank):
+        start_process_group(torch.device("cpu"))
+        step_s = take_steps(build_config(task["config"]), task["steps"])
     if rank == 0:
-        Path(task["result"]).write_text(f"{found['first_s']} {found['step_s']}")
+        Path(task["result"]).write_text(str(step_s))
 
 
-def take_steps(config: Config, steps: int, started: float) -> dict[str, float]:
-    """On a rank: seconds until the first step's end, and the median of the further ones."""
+def take_steps(config: Config, steps: int) -> float:
+    """On a rank: the median seconds of a step, after one that warms up."""
     device = torch.device("cpu")
     generator, discriminator = sharded_engines(config, device)
     step = AdversarialStep(config, generator, discriminator, PartTimer(device))
     places = own_places(config.train.batch_size)
     clips = random_clips(config, 0, device)[places.start : places.stop]
     step.run(clips, places, 1)
-    first_s = time.time() - started
     seconds = []
     for number in range(steps):
         torch.distributed.barrier()
@@ -134,4 +116,4 @@ def take_steps(config: Config, steps: int, started: float) -> dict[str, float]:
         step.run(clips, places, number + 2)
         torch.distributed.barrier()
         seconds.append(time.perf_counter() - start)
-    return {"first_s": first_s, "step_s": statistics.median(seconds)}
+    return statistics.median(seconds)

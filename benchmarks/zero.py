@@ -1,10 +1,10 @@
 """A G+D step under ZeRO-0 to 3 beside DistributedDataParallel, on two processes over gloo.
 
 All variants live in the same two processes and take turns; each round steps each once. Also counts
-the bytes that each rank holds between steps (gradients are freed then), beside the papers' formula
-for Adam in float32: 4 bytes a parameter for weights and 8 for the optimizer, of which ZeRO splits
-the optimizer's (stages 1 and 2) and the weights' (3) over the ranks; float32 masters of a rank's
-part, 4 / ranks, come on top of every stage.
+the bytes that each rank holds between steps, beside the papers' formula for Adam in float32: 4
+bytes a parameter for weights and 8 for the optimizer, of which ZeRO splits the optimizer's (stages
+1 and 2) and the weights' (3) over the ranks; float32 masters of a rank's part, 4 / ranks, come on
+top of stages 1 to 3. Gradients, 4 bytes, are freed between steps, but for a rank's part at stage 3.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks._pairs import spread
-from cluster.parity import own_places, random_clips, sharded_engines
+from cluster.engine_pairs import own_places, random_clips, sharded_engines
 from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig
@@ -49,8 +49,24 @@ class DdpEngine(PlainEngine):
         return output
 
 
+def ddp_engines(
+    config: Config, device: torch.device, *, contiguous: bool = False
+) -> tuple[Engine, Engine]:
+    """The generator's and the discriminator's, laid out as plain engines or as ZeRO does it."""
+    optim, precision = config.optim, config.train.precision
+    networks = (build_generator(config, device), build_discriminator(config, device))
+    if contiguous:
+        for network in networks:
+            network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    generator, discriminator = networks
+    return (
+        DdpEngine("generator", generator, optim.generator, precision),
+        DdpEngine("discriminator", discriminator, optim.discriminator, precision),
+    )
+
+
 def main(argv: list[str]) -> None:
-    """Prints two tables."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks zero", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--preset", default="small-64")
@@ -79,7 +95,7 @@ def _theory(name: str, parameters: int) -> float:
         return 12 * parameters / 1e6
     share = parameters / RANKS / 1e6
     whole = parameters / 1e6
-    return {0: 12 * whole, 1: 4 * whole + 12 * share, 2: 4 * whole + 12 * share, 3: 16 * share}[
+    return {0: 12 * whole, 1: 4 * whole + 12 * share, 2: 4 * whole + 12 * share, 3: 20 * share}[
         int(name[-1])
     ]
 
@@ -110,22 +126,14 @@ def _measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[
 
 
 def _makers(config: Config, device: torch.device) -> dict[str, Callable[[], tuple[Engine, Engine]]]:
-    def ddp() -> tuple[Engine, Engine]:
-        optim, precision = config.optim, config.train.precision
-        return (
-            DdpEngine("generator", build_generator(config, device), optim.generator, precision),
-            DdpEngine(
-                "discriminator", build_discriminator(config, device), optim.discriminator, precision
-            ),
-        )
-
     def zero(stage: int) -> Callable[[], tuple[Engine, Engine]]:
         sharding = {"zero_stage": stage}
         tree = config.model_dump()
         tree["cluster"] |= {"generator": sharding, "discriminator": sharding}
         return lambda: sharded_engines(Config.model_validate(tree), device)
 
-    return {DDP: ddp} | {f"ZeRO-{stage}": zero(stage) for stage in STAGES}
+    ddp = {DDP: lambda: ddp_engines(config, device)}
+    return ddp | {f"ZeRO-{stage}": zero(stage) for stage in STAGES}
 
 
 def _live_bytes() -> int:

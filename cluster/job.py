@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import ray
 from ray import train as ray_train
+from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
@@ -89,12 +90,12 @@ class _Run:
         """Machine faults since the last new checkpoint."""
 
     def to_its_end(self) -> Outcome:
+        size = self._size()  # or refuses, before a progress line begins
         with tqdm(total=self.config.train.max_steps, unit="step") as bar:
-            return self._attempts(bar)
+            return self._attempts(bar, size)
 
-    def _attempts(self, bar: "tqdm[NoReturn]") -> Outcome:
+    def _attempts(self, bar: "tqdm[NoReturn]", size: int | None) -> Outcome:
         while True:
-            size = self._size()
             newest = self._newest()
             if size is None:
                 number = self.signals.received
@@ -107,8 +108,9 @@ class _Run:
                 if outcome.signal != _RESIZE:
                     return outcome
                 tqdm.write(f"at step {outcome.step}, the cluster has grown")
-                continue
-            self._judge(error, snapshot.failures, progress=self._newest() > newest)
+            else:
+                self._judge(error, snapshot.failures, progress=self._newest() > newest)
+            size = self._size()
 
     def _judge(self, error: BaseException | None, own: list[Failure], *, progress: bool) -> None:
         """Raises what ends the run; returns if it may go on."""
@@ -175,7 +177,7 @@ class _Attempt:
     def __init__(self, config: Config, size: int) -> None:
         self.config, self.size = config, size
         self.board = make_board()
-        self.told = False
+        self.told = self.moving = False
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
         path, filesystem = ray_storage(config.run.dir)
@@ -198,6 +200,8 @@ class _Attempt:
                 logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
+            # Without options of ours, Ray takes its own by a way that it warns of itself.
+            dataset_config=ray_train.DataConfig(execution_options=ExecutionOptions()),
         )
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
 
@@ -211,6 +215,7 @@ class _Attempt:
         self, signals: StopSignals, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
     ) -> BaseException | None:
         """Returns when the attempt has ended; passes signals on, and ends one that hangs."""
+        bar.set_postfix_str("starting workers")
         self.thread.start()
         asked: int | None = None
         looked = time.monotonic()
@@ -230,6 +235,7 @@ class _Attempt:
             if hang is None and hangs.hanging(self.last, self.config.cluster.hang_seconds):
                 hang = self._end_hanging()
         self.last = ray.get(self.board.read.remote())
+        self._show(bar)
         ray.kill(self.board)
         return hang or self.error
 
@@ -240,11 +246,14 @@ class _Attempt:
             places = (f"rank {r} (pid {f.pid} on {f.host})" for r, f in sorted(ranks.items()))
             tqdm.write(f"workers: {', '.join(places)}")
         first = ranks.get(0)
-        if first is not None and first.step > bar.n:
-            if bar.n == 0:  # where the run goes on
-                bar.initial = first.step
-            bar.set_postfix(progress_facts(first.logged), refresh=False)
-            bar.update(first.step - bar.n)
+        if first is None or first.step < 0 or (self.moving and first.step == bar.n):
+            return
+        bar.set_postfix(progress_facts(first.logged), refresh=False)
+        if not self.moving:  # where the run goes on, back from where a failed attempt was
+            self.moving = True
+            bar.initial = bar.n = bar.last_print_n = first.step
+            bar.unpause()  # the start of the workers does not count for the speed
+        bar.update(first.step - bar.n)
 
     def _end_hanging(self) -> FaultError:
         names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))

@@ -55,7 +55,9 @@ class Link:
         self._folder.remove()
 
     def _beat(self) -> None:
-        while not self._ended.wait(_INTERVAL_S):
+        ended = False
+        while not ended:  # once more after the end, so that the last step is told
+            ended = self._ended.wait(_INTERVAL_S)
             trainer = self.trainer
             step, logged = (trainer.step, trainer.latest) if trainer else (-1, {})
             try:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import time
 from importlib.metadata import version
 from typing import Any
@@ -45,14 +46,23 @@ def train_on_rank(task: dict[str, Any]) -> None:
         try:
             link.trainer = _make_trainer(build_config(task["config"]), task["versions"])
             outcome = link.trainer.run(link)
-        except DistganError as error:
-            failure = Failure(rank, type(error).__name__, str(error))
-            ray.get(board.fail.remote(failure))
+        except (DistganError, ImportError) as error:
+            ray.get(board.fail.remote(_failure(rank, error)))
             if _all_fail(board, dist.get_world_size()):
                 return  # the starting process knows; Ray would bury the message in tracebacks
             raise  # others wait for this rank: only its failure ends them
         if rank == 0:
             ray.get(board.end.remote(_as_json(outcome)))
+
+
+def _failure(rank: int, error: Exception) -> Failure:
+    if isinstance(error, ImportError):
+        text = (
+            f"{sys.executable} on {platform.node()}: {error}; install the same packages on every "
+            "machine of the cluster, for the Python that Ray runs under there"
+        )
+        return Failure(rank, UserError.__name__, text)
+    return Failure(rank, type(error).__name__, str(error))
 
 
 def _all_fail(board: Any, size: int) -> bool:

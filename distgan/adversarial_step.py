@@ -133,13 +133,16 @@ class AdversarialStep:
         kind = self.config.loss.kind
         generated = self._generate(batch, self.generator, "generator")
         with self.discriminator.frozen():
-            fake = self._augment(generated, batch, "generator/fake")
-            fake_B = self.discriminator.bare(fake)
-            real_B = torch.zeros_like(fake_B)
+            real_B: Tensor | None = None
             if kind in GENERATOR_LOSSES_THAT_READ_REAL:
+                # Before the fake clips: ZeRO-3 lets go of the weights after the backward of the
+                # last forward only.
                 with torch.no_grad():
                     real = self._augment(batch.clips_BCTHW, batch, "generator/real")
                     real_B = self.discriminator.bare(real)
+            fake = self._augment(generated, batch, "generator/fake")
+            fake_B = self.discriminator.bare(fake)
+        real_B = torch.zeros_like(fake_B) if real_B is None else real_B
         loss = GENERATOR_LOSSES[kind](real_B, fake_B).mean()
         return loss, {"loss/generator": loss}
 

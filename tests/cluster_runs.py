@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ from tests.tiny import REPOSITORY, TINY
 
 TIMED = ("time/", "throughput/", "memory/")
 SHOWN = ("log.sample_interval_steps=6", "log.proxy_interval_steps=6", "log.proxy_clips=16")
+
+
+@dataclass(frozen=True)
+class CalmJob:
+    """A run that nothing disturbed, made by a job."""
+
+    run: Path
+    done: subprocess.CompletedProcess[str]
+    """What `submit` printed and returned."""
+
+
+def make_calm_job(head: dict[str, str], data: str, run: Path) -> CalmJob:
+    inner = arguments(data, run, "cluster.num_workers=2", *SHOWN)
+    return CalmJob(run, run_program(["launch.py", "submit", "--", *inner], head))
 
 
 def arguments(data: str, run: Path, *more: str) -> list[str]:
@@ -45,13 +60,16 @@ def train(
     return run_program(command, head, code)
 
 
-def train_with_fault(
-    head: dict[str, str], data: str, run: Path, fault: dict[str, Any], *more: str, code: int = 0
-) -> subprocess.CompletedProcess[str]:
-    text = json.dumps(fault | {"marker": str(run) + "-marker"})
-    more = ("cluster.num_workers=2", *more)
-    program = ["-m", "tests.fault_program", text]
-    return run_program([*program, *arguments(data, run, *more)], head, code)
+def train_with_faults(
+    head: dict[str, str], data: str, run: Path, faults: list[dict[str, Any]], *more: str,
+    code: int = 0,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Fault number i leaves the file RUN-marker-i."""
+    marked = [fault | {"marker": f"{run}-marker-{i}"} for i, fault in enumerate(faults)]
+    program = ["-m", "tests.fault_program", json.dumps(marked)]
+    return run_program(
+        [*program, *arguments(data, run, "cluster.num_workers=2", *more)], head, code
+    )
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster_runs import CalmJob, make_calm_job
 from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
@@ -32,6 +33,14 @@ def head() -> Iterator[dict[str, str]]:
     """A Ray cluster of two CPUs: the environment in which programs join it."""
     with ray_head() as environment:
         yield environment
+
+
+@pytest.fixture(scope="session")
+def calm_job(
+    head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory
+) -> CalmJob:
+    """A run of two workers that a job made undisturbed; many tests compare theirs with it."""
+    return make_calm_job(head, tiny_data, tmp_path_factory.mktemp("calm") / "run")
 
 
 @pytest.fixture(scope="session", autouse=True)

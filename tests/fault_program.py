@@ -1,7 +1,7 @@
-"""launch.py with a fault in one of its workers: `python -m tests.fault_program FAULT ARGUMENTS`.
+"""launch.py with faults in its workers: `python -m tests.fault_program FAULTS ARGUMENTS`.
 
-FAULT is JSON: rank, step, place and kind as in `tests.faulty_worker`, a marker file that keeps
-it from coming twice, and optionally "always".
+FAULTS is a JSON list; each has rank, step, place and kind as in `tests.faulty_worker`, a marker
+file that keeps it from coming twice, and optionally "always".
 """
 
 import sys
@@ -13,13 +13,13 @@ from tests import faulty_worker
 
 
 def main() -> int:
-    fault, *arguments = sys.argv[1:]
+    faults, *arguments = sys.argv[1:]
     make_trainer = job.TorchTrainer
 
     def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
         return make_trainer(
             faulty_worker.train_on_rank,
-            train_loop_config=train_loop_config | {"fault": fault},
+            train_loop_config=train_loop_config | {"faults": faults},
             **options,
         )
 

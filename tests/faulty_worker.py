@@ -1,4 +1,4 @@
-"""A training worker in which a fault comes once, at an exact place; see `fault_program`."""
+"""A training worker in which faults come once, at an exact place; see `fault_program`."""
 
 import contextlib
 import ctypes
@@ -55,31 +55,35 @@ PLACES = {
 
 
 def train_on_rank(task: dict[str, Any]) -> None:
-    """Trains as `cluster.worker.train_on_rank`, with the fault in it."""
-    fault = json.loads(task["fault"])
-    _install(fault, ray_train.get_context().get_world_rank())
+    """Trains as `cluster.worker.train_on_rank`, with the faults in it."""
+    _install(json.loads(task["faults"]), ray_train.get_context().get_world_rank())
     worker.train_on_rank(task)
 
 
-def _install(fault: dict[str, Any], rank: int) -> None:
-    owner, name = PLACES[fault["place"]]
-    original = getattr(owner, name)
+def _install(faults: list[dict[str, Any]], rank: int) -> None:
     step = [-1]
-    train_on = Trainer.next_batch
+    next_batch = Trainer.next_batch
 
     def noting_step(self: Trainer, *arguments: Any) -> Any:
         step[0] = self.step + 1
-        return train_on(self, *arguments)
+        return next_batch(self, *arguments)
 
+    Trainer.next_batch = noting_step  # type: ignore[method-assign]
+    for fault in faults:
+        if fault["rank"] == rank:
+            owner, name = PLACES[fault["place"]]
+            setattr(owner, name, _with_fault(getattr(owner, name), fault, step))
+
+
+def _with_fault(
+    original: Callable[..., Any], fault: dict[str, Any], step: list[int]
+) -> Callable[..., Any]:
     def faulty(self: Any, *arguments: Any) -> Any:
         marker = Path(fault["marker"])
-        due = rank == fault["rank"] and step[0] >= fault["step"]
-        if due and (fault.get("always") or not marker.exists()):
+        at = step[0] + (1 if fault["place"] == "data" else 0)  # not yet noted
+        if at >= fault["step"] and (fault.get("always") or not marker.exists()):
             marker.touch()
             FAULTS[fault["kind"]]()
         return original(self, *arguments)
 
-    Trainer.next_batch = noting_step  # type: ignore[method-assign]
-    if name == "next_batch":
-        original = noting_step
-    setattr(owner, name, faulty)
+    return faulty

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster_runs import assert_same_run, train, train_with_fault
+from tests.cluster_runs import assert_same_run, train, train_with_faults
 from tests.faulty_worker import FAULTS, PLACES
 
 pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(400)]
@@ -41,7 +41,7 @@ def test_a_run_ends_as_if_undisturbed(
     if fault["place"] == "commit":  # rank 0 alone does
         fault = fault | {"rank": 0}
     run = tmp_path / "run"
-    done = train_with_fault(head, tiny_data, run, fault, "cluster.hang_seconds=15")
-    assert (tmp_path / "run-marker").exists(), "the fault did not come"
+    done = train_with_faults(head, tiny_data, run, [fault], "cluster.hang_seconds=15")
+    assert (tmp_path / "run-marker-0").exists(), "the fault did not come"
     assert "the workers failed" in done.stdout + done.stderr
     assert_same_run(calm, run)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from distgan.checkpoint import committed_steps
+from distgan.run_folder import DIVERGED
+from tests.cluster_runs import CalmJob
 from tests.tiny import REPOSITORY, TINY, launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -25,15 +27,12 @@ def train(data: str, run_dir: Path, *more: str) -> list[str]:
     return ["train", *TINY, f"data.shards={data}", f"run.dir={run_dir}", *more]
 
 
-def test_submit_trains_on_the_cluster_and_shows_its_output(
-    head: dict[str, str], tiny_data: str, tmp_path: Path
-) -> None:
-    command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", "train.max_steps=4")
-    done = run(head, "launch.py", "submit", "--", *command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "stopped at step 4: train.max_steps=4" in done.stdout
-    assert "rank 1 (pid" in done.stdout + done.stderr
-    assert committed_steps(str(tmp_path / "run")) == [4]
+def test_submit_trains_on_the_cluster_and_shows_its_output(calm_job: CalmJob) -> None:
+    printed = calm_job.done.stdout + calm_job.done.stderr
+    assert "stopped at step 12: train.max_steps=12" in calm_job.done.stdout
+    assert "rank 1 (pid" in printed and "12/12" in printed
+    assert "Warning" not in printed
+    assert committed_steps(str(calm_job.run))[-1] == 12
 
 
 def test_ray_job_submit_works_as_well(head: dict[str, str], tiny_data: str, tmp_path: Path) -> None:
@@ -44,20 +43,27 @@ def test_ray_job_submit_works_as_well(head: dict[str, str], tiny_data: str, tmp_
     assert committed_steps(str(tmp_path / "run")) == [4]
 
 
-@pytest.mark.parametrize(
-    ("more", "code", "words"),
-    [
-        (("data.shards=/nowhere",), 2, "/nowhere"),
-        (("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12"), 3, "stop.nonfinite"),
-    ],
-)
 def test_submit_ends_with_the_job_s_own_exit_code(
-    more: tuple[str, ...], code: int, words: str, head: dict[str, str], tiny_data: str,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    done = run(head, "launch.py", "submit", "--", *train(tiny_data, tmp_path / "run", *more))
-    assert done.returncode == code, done.stdout + done.stderr
-    assert words in done.stdout
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    command = train(tiny_data, tmp_path / "run", "data.shards=/nowhere")
+    done = run(head, "launch.py", "submit", "--", *command)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "/nowhere" in done.stdout
+
+
+def test_divergence_is_not_taken_for_a_fault(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    """Nor lost on the way: `submit` ends with its exit code too."""
+    wild = ("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12", "train.max_steps=40")
+    command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", *wild)
+    done = run(head, "launch.py", "submit", "--", *command)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "the workers failed" not in done.stdout + done.stderr
+    assert "is nan" in done.stdout or "is inf" in done.stdout
+    assert "stop.nonfinite" in done.stdout
+    assert (tmp_path / "run" / DIVERGED).exists()
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cluster.parity import Difference, check_parity, largest, measure, sharded_engines, stir
+from cluster.engine_difference import Difference, largest, measure
+from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
+from cluster.parity import check_parity
 from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
+from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
 from distgan.ema import PlainAverage
 from distgan.engine import Engine
 from distgan.errors import DivergedError, UserError
 from distgan.networks import build_generator
+from distgan.timing import PartTimer
 from tests.test_zero_state import put_together
 from tests.tiny_networks import CPU, tiny_config
 
@@ -58,6 +62,8 @@ class Found:
 
     refusals: list[Refusal]
     averages: list[Averaged]
+    gathered: list[str]
+    """Parameters that a step at stage 3 left whole on this rank."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,21 @@ def look() -> Found:
     return Found(
         [refuse(config_of(*case)) for case in REFUSALS],
         [follow(config_of(stage)) for stage in STAGES],
+        left_whole(config_of(3)),
     )
+
+
+def left_whole(config: Config) -> list[str]:
+    adversarial = AdversarialStep(config, *sharded_engines(config, CPU), PartTimer(CPU))
+    places = own_places(config.train.batch_size)
+    for step in (1, 2):
+        adversarial.run(random_clips(config, step, CPU)[places.start : places.stop], places, step)
+    parameters: list[tuple[str, Any]] = [
+        (f"{engine.name}/{name}", parameter)
+        for engine in (adversarial.generator, adversarial.discriminator)
+        for name, parameter in engine.module.named_parameters()
+    ]
+    return [n for n, p in parameters if p.ds_status.name == "AVAILABLE" and not p.ds_persist]
 
 
 def generator_engine(config: Config) -> ZeroEngine:
@@ -158,6 +178,10 @@ def whole(pieces: list[Any]) -> dict[str, Tensor]:
 def test_a_gradient_that_is_nan_on_one_rank_updates_nothing(index: int, found: list[Found]) -> None:
     for rank in found:
         assert rank.refusals[index] == Refusal(raised=True, untouched=True, as_if_never=True)
+
+
+def test_stage_3_lets_go_of_all_weights_between_steps(found: list[Found]) -> None:
+    assert [rank.gathered for rank in found] == [[], []]
 
 
 @pytest.mark.parametrize("stage", STAGES)

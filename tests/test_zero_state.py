@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cluster.parity import own_places, plain_engines, random_clips, sharded_engines, stir
+from cluster.engine_pairs import own_places, plain_engines, random_clips, sharded_engines, stir
 from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.checkpoint import Fragment, commit, read_checkpoint, write_fragments

@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.parity import (
-    Difference,
-    largest,
-    measure,
+from cluster.engine_difference import Difference, largest, measure, plain_state
+from cluster.engine_pairs import (
     own_places,
     plain_engines,
-    plain_state,
     random_clips,
     sharded_engines,
     stir,
@@ -20,6 +17,7 @@ from cluster.parity import (
 from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config
+from distgan.config_loading import with_values
 from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
@@ -131,6 +129,31 @@ def run_freely(config: Config, steps: int) -> float:
         for f in pieces
         if ".optimizer/" not in f.name
     )
+
+
+def of_three(config: Config) -> Config:
+    """With a global batch that three ranks share."""
+    return with_values(config, {"train.batch_size": 6 * config.train.accumulation, "data.lanes": 3})
+
+
+def test_three_ranks_take_the_same_step() -> None:
+    """Their parts of the flat tensors end within parameters, and padding is in play."""
+    names = ("1", "2 accumulated", "3")
+    configs = [of_three(CASES[name]) for name in names]
+    found = run_on_ranks(measure, (configs, 3), world_size=3)[0]
+    for name, steps in zip(names, found, strict=True):
+        assert largest(steps).within(SAME_PARTS), (name, largest(steps))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_hundred_steps_equal_plain_pytorch(ranks: int) -> None:
+    configs = [of_three(config) if ranks == 3 else config for config in CASES.values()]
+    found = run_on_ranks(measure, (configs, 100), world_size=ranks, timeout_s=1500)[0]
+    worst = dict(zip(CASES, map(largest, found), strict=True))
+    print(worst)
+    assert [name for name in worst if not worst[name].within(SAME_PARTS)] == [], worst
 
 
 @pytest.mark.soak
