@@ -212,6 +212,8 @@ def _start_value(
         return torch.ones(shape)
     if isinstance(part, (nn.Conv2d, nn.Linear)):
         return _start_weight(part, shape, getattr(part, "start", Start()), generator)
+    if name == "score_weight":  # (heads, head dim): additive attention
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
     assert name == "grid_weight", f"no start value for {name} of {type(part).__name__}"
     return torch.randn(shape, generator=generator) / math.sqrt(len(parameter))
 

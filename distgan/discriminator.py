@@ -77,7 +77,7 @@ class Discriminator(nn.Module):
             DiscriminatorLevel(
                 width,
                 own.blocks,
-                attention_at(height, width, config.attention),
+                attention_at(height, width, config.attention, "discriminator"),
                 has_head=level > 0,  # the finest level sees too little for a logit of its own
             )
             for level, (width, height) in enumerate(zip(widths, heights, strict=True))
