@@ -8,6 +8,7 @@ weight gradient is wrong on clips of two frames (seen with torch 2.13; tests/tes
 Shapes: B clips, T frames, H, W, C channels, S style.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TypeVar
@@ -50,6 +51,13 @@ class TemporalConv(nn.Conv2d):
 def activate(x: Tensor) -> Tensor:
     """SiLU: smooth, so that finite differences of the discriminator are its gradients."""
     return F.silu(x)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """While inside, autocast is off; the meta device, where costs are counted, has none."""
+    if x.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def normalise_channels(x_BTHWC: Tensor) -> Tensor:

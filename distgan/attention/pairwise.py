@@ -67,6 +67,11 @@ def attention_weights(
     return logits.softmax(dim=-1)
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """The type for sums and exponentials: float32, or float64 for float64."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def fast_attention(
     q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, scores: Scores = "dot"
 ) -> Tensor:
@@ -94,6 +99,7 @@ def as_dot_products(q: Tensor, k: Tensor, scores: Scores) -> tuple[Tensor, Tenso
         return q, k
     head_dim = q.shape[-1]
     extra = 8 - head_dim % 8
-    norms = (head_dim - k.float().square().sum(-1, keepdim=True)).to(k.dtype)
+    norms = head_dim - k.to(wide(k)).square().sum(-1, keepdim=True)
+    norms = norms.to(k.dtype)
     k = F.pad(torch.cat((k, norms), dim=-1), (0, extra - 1))
     return F.pad(torch.cat((2 * q, torch.ones_like(norms)), dim=-1), (0, extra - 1)), k

@@ -7,9 +7,15 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distgan.attention.pairwise import Scores, attention_weights, fast_attention
+from distgan.attention.pairwise import (
+    Scores,
+    as_dot_products,
+    attention_weights,
+    fast_attention,
+)
 from distgan.attention.positions import rotary_angles, rotate
 from distgan.sparsity import Grid
 
@@ -53,6 +59,14 @@ class SelfAttention(nn.Module):
     def num_pairs(self, grid: Grid) -> int:
         """Pairs of a query and a key that it sees: the True places of `mask`."""
         return math.prod(grid) ** 2
+
+    def kept_for_backward(
+        self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `attend` keeps of its inputs for the backward pass, or tensors of these shapes."""
+        q, k = as_dot_products(q_BNLD, k_BNLD, self.scores)
+        padding = q.shape[-1] - self.head_dim
+        return q, k, F.pad(v_BNLD, (0, padding)) if padding else v_BNLD
 
     def heads_of(self, tokens_BLE: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (normalised and rotated) and values, each (B, N, L, D)."""

@@ -9,13 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from distgan.attention.self_attention import SelfAttention
-from distgan.attention.tiles import Tiles, combine, outer, place_of_each, tiled_attention
+from distgan.attention.local import LocalAttention
+from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
 from distgan.sparsity import Grid, seen_blocks
 
 
-class SparseAttention(SelfAttention):
+class SparseAttention(LocalAttention):
     """A token sees the tokens of the blocks that its block sees: `sparsity.seen_blocks`.
 
     Local and strided, as the Sparse Transformer's patterns (Child et al. 2019, section 4.2), in
@@ -24,12 +24,11 @@ class SparseAttention(SelfAttention):
     """
 
     def __init__(self, width: int, head_dim: int, config: AttentionConfig) -> None:
-        super().__init__(width, config.heads, head_dim, config.scores, config.positions)
+        super().__init__(width, head_dim, config)
         self.block, self.reach, self.density = config.block, config.reach, config.density
 
-    def attend(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, grid: Grid) -> Tensor:
-        tiles = sparse_tiles(grid, self.block, self.reach, self.density, q_BNLD.device)
-        return tiled_attention(q_BNLD, k_BNLD, v_BNLD, self.scores, tiles)
+    def tiles(self, grid: Grid, device: torch.device) -> Tiles:
+        return sparse_tiles(grid, self.block, self.reach, self.density, device)
 
     def mask(self, grid: Grid, device: torch.device) -> Tensor:
         blocks = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distgan.attention.pairwise import Scores, as_dot_products, needs_second_derivative
+from distgan.attention.pairwise import needs_second_derivative, wide
 from distgan.sparsity import Grid
 
 CHUNK_ELEMENTS = 1 << 21  # floats of gathered keys, values and scores at a time: stays near caches
@@ -77,13 +77,12 @@ def _spread(shape: torch.Size, axis: int) -> list[int]:
     return [size if other == axis else 1 for size in shape for other in range(3)]
 
 
-def tiled_attention(
-    q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, scores: Scores, tiles: Tiles
-) -> Tensor:
-    """Attention to the keys that `tiles` lets each query see; (B, N, L, D)."""
-    head_dim = q_BNLD.shape[-1]
-    q, k = as_dot_products(q_BNLD, k_BNLD, scores)
-    q_GLD, k_GLD, v_GLD = (x.flatten(0, 1) for x in (q * head_dim**-0.5, k, v_BNLD))
+def tiled_attention(q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, tiles: Tiles) -> Tensor:
+    """Attention to the keys that `tiles` lets each query see; (B, N, L, D of v).
+
+    Scores are products of q and k as they are: scaled by the caller.
+    """
+    q_GLD, k_GLD, v_GLD = (x.flatten(0, 1) for x in (q_BNLD, k_BNLD, v_BNLD))
     if needs_second_derivative():
         out_GLD = _attend_all(q_GLD, k_GLD, v_GLD, tiles)
     else:
@@ -111,7 +110,7 @@ class _TiledAttention(torch.autograd.Function):
         q_GJMD = _tiled(q_GLD, tiles)
         k_units, v_units = _as_units(k_GLD, tiles), _as_units(v_GLD, tiles)
         out_GJMD = q_GJMD.new_empty(*q_GJMD.shape[:3], v_GLD.shape[-1])
-        log_sums_GJM = torch.empty(q_GJMD.shape[:3], device=q_GLD.device, dtype=_wide(q_GLD))
+        log_sums_GJM = torch.empty(q_GJMD.shape[:3], device=q_GLD.device, dtype=wide(q_GLD))
         for some in _chunks(q_GJMD, tiles):
             logits = _logits(q_GJMD[:, some], _read(k_units, tiles, some), tiles, some)
             log_sums = torch.logsumexp(logits, dim=-1, keepdim=True)
@@ -129,7 +128,7 @@ class _TiledAttention(torch.autograd.Function):
         q_GLD, k_GLD, v_GLD, out_GLD, log_sums_GJM = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
         q_GJMD, grad_GJMD = _tiled(q_GLD, tiles), _tiled(grad_GLD.contiguous(), tiles)
-        shared_GLD = (grad_GLD.to(_wide(q_GLD)) * out_GLD).sum(-1, keepdim=True)
+        shared_GLD = (grad_GLD.to(wide(q_GLD)) * out_GLD).sum(-1, keepdim=True)
         shared_GJM1 = _tiled(shared_GLD, tiles)
         if tiles.stand_in_JM is not None:
             stand_in = tiles.stand_in_JM[None, ..., None]
@@ -137,8 +136,8 @@ class _TiledAttention(torch.autograd.Function):
             shared_GJM1 = shared_GJM1.masked_fill(stand_in, 0)
         k_units, v_units = _as_units(k_GLD, tiles), _as_units(v_GLD, tiles)
         dq_GJMD = torch.empty_like(q_GJMD)
-        dk_units = torch.zeros_like(k_units, dtype=_wide(q_GLD))
-        dv_units = torch.zeros_like(v_units, dtype=_wide(q_GLD))
+        dk_units = torch.zeros_like(k_units, dtype=wide(q_GLD))
+        dv_units = torch.zeros_like(v_units, dtype=wide(q_GLD))
         for some in _chunks(q_GJMD, tiles):
             q, grad, k = q_GJMD[:, some], grad_GJMD[:, some], _read(k_units, tiles, some)
             logits = _logits(q, k, tiles, some)
@@ -152,11 +151,6 @@ class _TiledAttention(torch.autograd.Function):
         return _untiled(dq_GJMD, tiles), dk_GLD.to(k_GLD.dtype), dv_GLD.to(v_GLD.dtype), None
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    """The type of sums and exponentials."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def _chunks(q_GJMD: Tensor, tiles: Tiles) -> Iterator[slice]:
     groups, num_tiles, num_queries, head_dim = q_GJMD.shape
     one = groups * tiles.num_read * (2 * head_dim + 2 * num_queries)
@@ -165,7 +159,7 @@ def _chunks(q_GJMD: Tensor, tiles: Tiles) -> Iterator[slice]:
 
 
 def _logits(q_GJMD: Tensor, k_GJRD: Tensor, tiles: Tiles, some: slice) -> Tensor:
-    logits = (q_GJMD @ k_GJRD.transpose(-1, -2)).to(_wide(q_GJMD))
+    logits = (q_GJMD @ k_GJRD.transpose(-1, -2)).to(wide(q_GJMD))
     if tiles.seen_JMR is None:
         return logits
     return logits.masked_fill_(~tiles.seen_JMR[some], -torch.inf)

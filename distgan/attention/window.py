@@ -9,15 +9,15 @@ import math
 import torch
 from torch import Tensor
 
-from distgan.attention.self_attention import SelfAttention
-from distgan.attention.tiles import Tiles, combine, outer, place_of_each, tiled_attention
+from distgan.attention.local import LocalAttention
+from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
 from distgan.sparsity import Grid, window_on, window_start
 
 TILE: Grid = (2, 4, 4)  # tokens whose windows are read together
 
 
-class WindowAttention(SelfAttention):
+class WindowAttention(LocalAttention):
     """Neighbourhood attention (Hassani et al. 2023) in 3D: a token sees the window (t, h, w) that
     has it in its middle, moved inside the grid near an edge.
 
@@ -25,13 +25,11 @@ class WindowAttention(SelfAttention):
     """
 
     def __init__(self, width: int, head_dim: int, config: AttentionConfig) -> None:
-        super().__init__(width, config.heads, head_dim, config.scores, config.positions)
+        super().__init__(width, head_dim, config)
         self.window = config.window
 
-    def attend(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, grid: Grid) -> Tensor:
-        window = window_on(grid, self.window)
-        tiles = window_tiles(grid, window, q_BNLD.device)
-        return tiled_attention(q_BNLD, k_BNLD, v_BNLD, self.scores, tiles)
+    def tiles(self, grid: Grid, device: torch.device) -> Tiles:
+        return window_tiles(grid, window_on(grid, self.window), device)
 
     def mask(self, grid: Grid, device: torch.device) -> Tensor:
         seen = [
@@ -59,8 +57,8 @@ def window_tiles(grid: Grid, window: Grid, device: torch.device) -> Tiles:
         _axis_tables(length, size, min(tile, length))
         for length, size, tile in zip(grid, window, TILE, strict=True)
     ]
-    queries, stand_ins, keys, seen = zip(*axes, strict=True)
-    queries_JM, stand_in_JM = combine(grid, *queries), outer(*stand_ins)
+    queries, inside, keys, seen = zip(*axes, strict=True)
+    queries_JM, stand_in_JM = combine(grid, *queries), ~outer(*inside)
     seen_JMR = outer(*seen)
     return Tiles(
         queries_JM=queries_JM.to(device),
@@ -73,12 +71,12 @@ def window_tiles(grid: Grid, window: Grid, device: torch.device) -> Tiles:
 
 
 def _axis_tables(length: int, size: int, tile: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Along one axis: queries (n, m), whether they are stand-ins, keys (n, r), seen (n, m, r)."""
+    """Along one axis: queries (n, m), whether each is one, keys (n, r), seen (n, m, r)."""
     region = min(tile + size - 1, length)
     starts = torch.arange(0, length, tile)
     query = starts[:, None] + torch.arange(tile)
-    stand_in, query = query >= length, query.clamp(max=length - 1)
+    inside, query = query < length, query.clamp(max=length - 1)
     key = (starts - size // 2).clamp(0, length - region)[:, None] + torch.arange(region)
     first = (query - size // 2).clamp(0, length - size)[..., None]
     seen = (key[:, None] >= first) & (key[:, None] < first + size)
-    return query, stand_in, key, seen
+    return query, inside, key, seen
