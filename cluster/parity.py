@@ -13,7 +13,7 @@ from cluster.engine_difference import Difference, largest, measure
 from cluster.engine_pairs import MakeEngine, make_zero_engine
 from cluster.ranks import run_on_ranks
 from cluster.stage_checks import check_sharding
-from distgan.config import Config
+from distgan.config import AttentionConfig, Config
 from distgan.config_checks import check_config
 from distgan.config_loading import with_values
 from distgan.errors import UserError
@@ -115,9 +115,7 @@ def small_copy(config: Config, world_size: int) -> Config:
             "data.lanes": world_size,
             "data.num_workers": 0,
             "prepare.stored_frames": 0,
-            "model.attention.heads": 2,
-            "model.attention.head_dim": 4,
-            "model.attention.resolutions": [r // shrink for r in model.attention.resolutions],
+            **_small_attention(model.attention, shrink),
             "model.generator.channels": _narrow(model.generator.channels),
             "model.generator.blocks": min(model.generator.blocks, 2),
             "model.generator.latent_dim": 8,
@@ -133,6 +131,21 @@ def small_copy(config: Config, world_size: int) -> Config:
     )
     check_config(small)
     return small
+
+
+def _small_attention(attention: AttentionConfig, shrink: int) -> dict[str, Any]:
+    """Options that fit any grid: local kinds see a part of it wherever it has parts."""
+    key = "model.attention."
+    return {
+        f"{key}heads": 2,
+        f"{key}head_dim": 4,
+        f"{key}resolutions": [r // shrink for r in attention.resolutions],
+        f"{key}window": [0, 1, 1],
+        f"{key}block": [1, 1, 1],
+        f"{key}reach": [0, 0, 0],
+        f"{key}density": 0.75,
+        f"{key}mlp_width": min(attention.mlp_width, 8),
+    }
 
 
 def _narrow(channels: Sequence[int]) -> list[int]:
