@@ -12,6 +12,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.distributed
@@ -75,18 +76,32 @@ def main(argv: list[str]) -> None:
     overrides = ["train.batch_size=16", "train.precision=fp32", "train.device=cpu",
                  "loss.penalty_interval=1", *parsed.overrides]  # fmt: skip
     config = load_config(parsed.preset, overrides=overrides)
-    seconds, held, parameters = run_on_ranks(
-        _measure, (config, parsed.rounds), world_size=RANKS, timeout_s=3600
-    )[0]
-    step_s = statistics.median(seconds[DDP])
-    print(f"{RANKS} processes, {parsed.preset}, {parameters:,} parameters, a step of DDP takes "
-          f"{step_s:.2f} s (median of {parsed.rounds}); time of a step over DDP's, round by round: "
-          "median (quartiles)\n")  # fmt: skip
-    print("| engine | step over DDP's | model state a rank, MB | formula, MB |\n|---|---|---|---|")
-    for name in seconds:
-        ratio = [own / ddp for own, ddp in zip(seconds[name], seconds[DDP], strict=True)]
-        told = "1" if name == DDP else spread(ratio)
-        print(f"| {name} | {told} | {held[name] / 1e6:.1f} | {_theory(name, parameters):.1f} |")
+    ranks = run_on_ranks(_measure, (config, parsed.rounds), world_size=RANKS, timeout_s=3600)
+    found = ranks[0]
+    # A rank that waits takes no CPU time: what both take in all is free of other programs.
+    cpu = {
+        n: [sum(both) for both in zip(*(r.cpu_s[n] for r in ranks), strict=True)]
+        for n in found.wall_s
+    }
+    step_s = statistics.median(found.wall_s[DDP])
+    print(f"{RANKS} processes, {parsed.preset}, {found.parameters:,} parameters; a step of DDP "
+          f"takes {step_s:.2f} s (median of {parsed.rounds}); time of a step over DDP's, round by "
+          "round: median (quartiles)\n")  # fmt: skip
+    print(
+        "| engine | step over DDP's | CPU time over DDP's | model state a rank, MB | formula, MB |"
+    )
+    print("|---|---|---|---|---|")
+    for name in found.wall_s:
+        wall_ratio, cpu_ratio = (_over_ddp(times, name) for times in (found.wall_s, cpu))
+        held_mb = found.held[name] / 1e6
+        theory_mb = _theory(name, found.parameters)
+        print(f"| {name} | {wall_ratio} | {cpu_ratio} | {held_mb:.1f} | {theory_mb:.1f} |")
+
+
+def _over_ddp(times: dict[str, list[float]], name: str) -> str:
+    if name == DDP:
+        return "1"
+    return spread([own / ddp for own, ddp in zip(times[name], times[DDP], strict=True)])
 
 
 def _theory(name: str, parameters: int) -> float:
@@ -100,8 +115,20 @@ def _theory(name: str, parameters: int) -> float:
     ]
 
 
-def _measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[str, int], int]:
-    """On a rank: seconds of each step by engine, bytes held by engine, parameters of both nets."""
+class Measured(NamedTuple):
+    """On one rank, by engine."""
+
+    wall_s: dict[str, list[float]]
+    """Of each step, from barrier to barrier."""
+    cpu_s: dict[str, list[float]]
+    """Of each step, of this process."""
+    held: dict[str, int]
+    """Bytes that it keeps between steps."""
+    parameters: int
+    """Of both networks."""
+
+
+def _measure(config: Config, rounds: int) -> Measured:
     device = torch.device("cpu")
     clips, places = random_clips(config, 0, device), own_places(config.train.batch_size)
     own = clips[places.start : places.stop]
@@ -113,16 +140,19 @@ def _measure(config: Config, rounds: int) -> tuple[dict[str, list[float]], dict[
         steps[name] = AdversarialStep(config, generator, discriminator, PartTimer(device))
         steps[name].run(own, places, 1)
         held[name] = _live_bytes() - before
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    wall: dict[str, list[float]] = {name: [] for name in steps}
+    cpu: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         for name in steps if number % 2 == 0 else reversed(list(steps)):
             torch.distributed.barrier()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             steps[name].run(own, places, number + 2)
             torch.distributed.barrier()
-            seconds[name].append(time.perf_counter() - start)
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - cpu_start)
     networks = (build_generator(config, device), build_discriminator(config, device))
-    return seconds, held, sum(p.numel() for network in networks for p in network.parameters())
+    parameters = sum(p.numel() for network in networks for p in network.parameters())
+    return Measured(wall, cpu, held, parameters)
 
 
 def _makers(config: Config, device: torch.device) -> dict[str, Callable[[], tuple[Engine, Engine]]]:

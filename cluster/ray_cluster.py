@@ -108,6 +108,12 @@ def _join(address: str, show_output: bool) -> None:
     from ray.exceptions import AuthenticationError, RayError
 
     what = f"the Ray cluster at RAY_ADDRESS={address}"
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{what} is named by its client port, through which no run can be watched: set "
+            "RAY_API_SERVER_ADDRESS to its dashboard and use `launch.py submit -- ...`, or run on "
+            "a machine of the cluster with RAY_ADDRESS=HOST:PORT"
+        )
     try:
         _knock(address)
         ray.init(address=address, log_to_driver=show_output, **_QUIET_LOGS)

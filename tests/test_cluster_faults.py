@@ -1,7 +1,12 @@
-"""A menu of faults, by chance: whatever befalls a run of two workers, it ends as if undisturbed."""
+"""A menu of faults, by chance: whatever befalls a run of two workers, it ends as if undisturbed.
+
+At all stages of ZeRO, and over the ends of epochs (of 5 steps).
+"""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,30 +23,45 @@ MENU = [
         "place": _rng.choice(sorted(PLACES)),
         "rank": _rng.randrange(2),
         "step": _rng.randrange(1, 12),
+        "stage": _rng.randrange(4),
     }
     for kind in (sorted(FAULTS) * CASES)[:CASES]
 ]
 
 
+def stages(stage: int) -> list[str]:
+    return [f"cluster.{name}.zero_stage={stage}" for name in ("generator", "discriminator")]
+
+
 @pytest.fixture(scope="module")
-def calm(head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("calm") / "run"
-    train(head, tiny_data, run)
-    return run
+def calm(
+    head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """Undisturbed runs by stage."""
+    folder = tmp_path_factory.mktemp("calm")
+
+    def run_of(stage: int) -> Path:
+        run = folder / str(stage)
+        if not run.exists():
+            train(head, tiny_data, run, *stages(stage))
+        return run
+
+    return run_of
 
 
 @pytest.mark.parametrize("fault", MENU, ids=lambda fault: "-".join(map(str, fault.values())))
 def test_a_run_ends_as_if_undisturbed(
-    fault: dict[str, str | int],
+    fault: dict[str, Any],
     head: dict[str, str],
-    calm: Path,
+    calm: Callable[[int], Path],
     tiny_data: str,
     tmp_path: Path,
 ) -> None:
     if fault["place"] == "commit":  # rank 0 alone does
         fault = fault | {"rank": 0}
     run = tmp_path / "run"
-    done = train_with_faults(head, tiny_data, run, [fault], "cluster.hang_seconds=15")
+    more = ("cluster.hang_seconds=15", *stages(fault["stage"]))
+    done = train_with_faults(head, tiny_data, run, [fault], *more)
     assert (tmp_path / "run-marker-0").exists(), "the fault did not come"
     assert "the workers failed" in done.stdout + done.stderr
-    assert_same_run(calm, run)
+    assert_same_run(calm(fault["stage"]), run)

@@ -163,11 +163,20 @@ def test_bad_input_ends_with_2_and_one_message(
     assert not committed_steps(str(tmp_path / "run"))
 
 
-def test_a_cluster_that_is_not_there_is_said(tiny_data: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1 can't be reached"),
+        ("ray://127.0.0.1:10001", "use `launch.py submit -- ...`"),
+    ],
+)
+def test_a_cluster_that_can_not_be_joined_is_said(
+    address: str, words: str, tiny_data: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": address}
     command = arguments(tiny_data, tmp_path / "run", "cluster.num_workers=2")
     done = run_program(["launch.py", *command], environment, code=2)
-    assert "RAY_ADDRESS=127.0.0.1:1 can't be reached" in done.stderr.splitlines()[-1]
+    assert words in done.stderr.splitlines()[-1]
 
 
 def until_step(step: int, run: Path) -> bool:

@@ -1,6 +1,7 @@
 """Runs without a common state: bit-equal where sums keep their order, else no further apart than
 plain PyTorch from itself under another order of sums."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,11 @@ from cluster.ranks import run_on_ranks
 from distgan.adversarial_step import AdversarialStep
 from distgan.checkpoint import Fragment
 from distgan.config import Config
-from distgan.config_loading import with_values
 from distgan.engine import Engine
 from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
-STEPS = 100
+STEPS, DRIFT_STEPS = 100, 40
 # Gentle enough that rounding doubles rarely: at wild settings every difference ends as large.
 VALUES: dict[str, Any] = {
     "loss.penalty_interval": 2,
@@ -74,40 +74,45 @@ def found() -> list[Found]:
 def compare_all() -> Found:
     """On a rank."""
     config = config_of(0, {})
-    ddp, losses = run(config, ddp_engines(config, CPU, contiguous=True), own=True)
+    ddp, losses = run(config, ddp_engines(config, CPU, contiguous=True), STEPS, own=True)
     reference = {f.name: f.values for f in fragments(ddp)}
     all_losses, same = {DDP: losses}, {}
     for stage in (1, 2):
         config = config_of(stage, {})
-        zero, all_losses[str(stage)] = run(config, sharded_engines(config, CPU), own=True)
+        zero, all_losses[str(stage)] = run(config, sharded_engines(config, CPU), STEPS, own=True)
         same[str(stage)] = all(torch.equal(f.values, part(reference, f)) for f in fragments(zero))
     return Found(all_losses, same, {name: drift(*case) for name, case in DRIFTING.items()})
 
 
 def drift(stage: int, values: dict[str, Any]) -> Drift:
     config = config_of(stage, values)
-    alone = with_values(config, {"train.accumulation": 1})
-    plain, _ = run(alone, plain_engines(alone, CPU), own=False)
-    whole = {name: tensor.reshape(-1) for name, tensor in plain_state(plain).items()}
-    in_parts = with_values(config, {"train.accumulation": 2 * config.train.accumulation})
-    other, _ = run(in_parts, plain_engines(in_parts, CPU), own=False)
-    zero, _ = run(config, sharded_engines(config, CPU), own=True)
+    clip = config.optim.generator.clip_norm
+    whole = {name: tensor.reshape(-1) for name, tensor in plain_after(clip, 1).items()}
+    other = plain_after(clip, 2 * config.train.accumulation)
+    zero, _ = run(config, sharded_engines(config, CPU), DRIFT_STEPS, own=True)
+    weights = [f for f in fragments(zero) if ".optimizer/" not in f.name]
     return Drift(
-        *(
-            max(
-                (f.values - part(whole, f)).abs().max().item()
-                for f in fragments(step)
-                if ".optimizer/" not in f.name
-            )
-            for step in (zero, other)
-        )
+        ours=max((f.values - part(whole, f)).abs().max().item() for f in weights),
+        plain=max(
+            (tensor.reshape(-1) - whole[name]).abs().max().item()
+            for name, tensor in other.items()
+            if ".optimizer/" not in name
+        ),
     )
 
 
+@functools.cache
+def plain_after(clip_norm: float, parts: int) -> dict[str, Tensor]:
+    """The state of plain PyTorch that takes the batch in so many parts."""
+    clipped = {f"optim.{name}.clip_norm": clip_norm for name in ("generator", "discriminator")}
+    config = config_of(0, clipped | {"train.accumulation": parts})
+    return plain_state(run(config, plain_engines(config, CPU), DRIFT_STEPS, own=False)[0])
+
+
 def run(
-    config: Config, engines: tuple[Engine, Engine], *, own: bool
+    config: Config, engines: tuple[Engine, Engine], steps: int, *, own: bool
 ) -> tuple[AdversarialStep, list[float]]:
-    """All steps, on this rank's clips or on the whole batch; and the losses of G."""
+    """Steps on this rank's clips or on the whole batch; and the losses of G."""
     adversarial = AdversarialStep(config, *engines, PartTimer(CPU))
     start = AdversarialStep(config, *plain_engines(config, CPU), PartTimer(CPU))
     for seed, engine in enumerate((start.generator, start.discriminator)):
@@ -116,7 +121,7 @@ def run(
         engine.load_state_tensors(plain_state(start))
     places = own_places(config.train.batch_size) if own else range(config.train.batch_size)
     losses = []
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         clips = random_clips(config, step, CPU)[places.start : places.stop]
         losses.append(adversarial.run(clips, places, step)["loss/generator"].item())
     return adversarial, losses
