@@ -237,7 +237,10 @@ def _short() -> None:
                 for _ in range(3)
             )
             times: dict[str, list[float]] = {"fused": [], "plain": []}
-            paths = {"fused": F.scaled_dot_product_attention, "plain": reference_attention}
+            paths: dict[str, Callable[..., Tensor]] = {
+                "fused": F.scaled_dot_product_attention,
+                "plain": reference_attention,
+            }
             for _ in range(7):  # interleaved
                 for name, path in paths.items():
                     times[name].append(_both_s(path, (q, k, v), device.type == "cuda"))
