@@ -27,7 +27,7 @@ from distgan.attention.window import WindowAttention
 from distgan.blocks import initialise
 from distgan.config import AttentionConfig
 from distgan.sparsity import num_seen, seen_blocks, window_start
-from tests.tiny_networks import CPU, keep_width, randomise
+from tests.tiny_networks import keep_width, randomise
 
 KINDS = sorted(ATTENTION_KINDS)
 MIXING = sorted(set(ATTENTION_KINDS) - {"additive"})
@@ -75,7 +75,7 @@ def places_of(grid: Grid) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(("grid", "window"), WINDOWS)
 def test_the_window_pattern_is_its_definition(grid: Grid, window: Grid) -> None:
     mix = built("window", window=window)
-    mask = mix.mask(grid, CPU)
+    mask = mix.mask(grid, torch.arange(math.prod(grid)))
     sizes = [size or length for size, length in zip(window, grid, strict=True)]
     for row, query in enumerate(places_of(grid)):
         seen = {
@@ -96,7 +96,7 @@ def test_the_sparse_pattern_is_its_definition(
     grid: Grid, block: Grid, reach: Grid, density: float
 ) -> None:
     mix = built("sparse", block=block, reach=reach, density=density)
-    mask = mix.mask(grid, CPU)
+    mask = mix.mask(grid, torch.arange(math.prod(grid)))
     assert mask.sum() == mix.num_pairs(grid)
     blocks = [-(-length // size) for length, size in zip(grid, block, strict=True)]
     of_token = [
@@ -154,7 +154,7 @@ def test_the_fast_path_of_a_local_kind_is_the_masked_formula(
 ) -> None:  # fmt: skip
     mix = built(kind, scores=scores, **options)
     inputs = [draws(2, 2, math.prod(grid), 6, seed=seed, dtype=dtype) for seed in range(3)]
-    mask = mix.mask(grid, CPU)
+    mask = mix.mask(grid, torch.arange(math.prod(grid)))
     wanted = outputs_and_gradients(
         lambda q, k, v: reference_attention(q, k, v, scores, mask), inputs
     )
@@ -189,12 +189,12 @@ def test_factorised_is_attention_under_two_masks(grid: Grid) -> None:
         return part.out(heads.transpose(1, 2).flatten(2))
 
     def written_out(tokens: Tensor) -> Tensor:
-        same_frame, same_place = mix.masks(grid, CPU)
+        same_frame, same_place = mix.masks(grid, torch.arange(math.prod(grid)))
         space = masked(mix.space, tokens, same_frame)
         between = nn.functional.layer_norm(tokens + space, (8,))
         return space + masked(mix.time, between, same_place)
 
-    same_frame, same_place = mix.masks(grid, CPU)
+    same_frame, same_place = mix.masks(grid, torch.arange(math.prod(grid)))
     assert same_frame.sum() + same_place.sum() == mix.num_pairs(grid)
     got = outputs_and_gradients(lambda x: mix(x, grid), [tokens])
     assert_all_close(got, outputs_and_gradients(written_out, [tokens]), 1e-5)

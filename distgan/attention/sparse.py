@@ -4,7 +4,6 @@ Shapes: L tokens of a grid (T, H, W), N heads, D head dim, J blocks of M tokens.
 """
 
 import functools
-import math
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from distgan.attention.local import LocalAttention
 from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
-from distgan.sparsity import Grid, seen_blocks
+from distgan.sparsity import Grid, block_grid, seen_blocks
 
 
 class SparseAttention(LocalAttention):
@@ -30,18 +29,19 @@ class SparseAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return sparse_tiles(grid, self.block, self.reach, self.density, device)
 
-    def mask(self, grid: Grid, device: torch.device) -> Tensor:
-        blocks = [
-            torch.arange(length, device=device) // size
+    def mask(self, grid: Grid, places_Q: Tensor) -> Tensor:
+        axes = [
+            torch.arange(length, device=places_Q.device) // size
             for length, size in zip(grid, self.block, strict=True)
         ]
-        counts = [-(-length // size) for length, size in zip(grid, self.block, strict=True)]
-        t, h, w = torch.meshgrid(*blocks, indexing="ij")
-        block_L = ((t * counts[1] + h) * counts[2] + w).flatten()
-        seen_JJ = torch.zeros(math.prod(counts), math.prod(counts), dtype=torch.bool)
-        for number, others in enumerate(seen_blocks(grid, self.block, self.reach, self.density)):
-            seen_JJ[number, others] = True
-        return seen_JJ.to(device)[block_L][:, block_L]
+        _, height, width = block_grid(grid, self.block)
+        t, h, w = torch.meshgrid(*axes, indexing="ij")
+        block_L = ((t * height + h) * width + w).flatten()
+        seen = torch.tensor(
+            seen_blocks(grid, self.block, self.reach, self.density), device=places_Q.device
+        )
+        seen_JJ = torch.zeros(len(seen), len(seen), dtype=torch.bool, device=places_Q.device)
+        return seen_JJ.scatter_(1, seen, True)[block_L[places_Q]][:, block_L]
 
     def num_pairs(self, grid: Grid) -> int:
         sizes = _block_sizes(grid, self.block)

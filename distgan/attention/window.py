@@ -31,13 +31,14 @@ class WindowAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return window_tiles(grid, window_on(grid, self.window), device)
 
-    def mask(self, grid: Grid, device: torch.device) -> Tensor:
-        seen = [
-            _axis_mask(length, size).to(device)
-            for length, size in zip(grid, window_on(grid, self.window), strict=True)
-        ]
-        mask = torch.einsum("ad,be,cf->abcdef", *(axis.to(torch.uint8) for axis in seen)).bool()
-        return mask.reshape(math.prod(grid), math.prod(grid))
+    def mask(self, grid: Grid, places_Q: Tensor) -> Tensor:
+        axes = torch.unravel_index(places_Q, grid)
+        sizes = window_on(grid, self.window)
+        t, h, w = (
+            _axis_mask(length, size).to(places_Q.device)[place]
+            for length, size, place in zip(grid, sizes, axes, strict=True)
+        )
+        return (t[:, :, None, None] & h[:, None, :, None] & w[:, None, None, :]).flatten(1)
 
     def num_pairs(self, grid: Grid) -> int:
         return math.prod(grid) * math.prod(window_on(grid, self.window))
