@@ -7,25 +7,25 @@ import itertools
 import math
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from distgan.attention import attention_at
-from distgan.blocks import initialise, levels_that_halve_time
+from distgan.attention.layers import Place
+from distgan.attention_checks import Site, attention_sites
+from distgan.blocks import initialise
 from distgan.compare.measures import peak_resident_bytes
 from distgan.config import Config
-from distgan.config_checks import level_resolutions
 from distgan.data.stream import ClipBatch, ClipStream
 from distgan.local import build_trainer
 from distgan.precision import pick_device
 from distgan.seeding import normal_per_clip
+from distgan.sparsity import Grid
 
 Facts = dict[str, Any]
-
-Grid = tuple[int, int, int]
 
 MOST_TOKENS = {"cpu": 4096, "cuda": 65536}
 _SECONDS_A_POINT = 0.3
@@ -62,44 +62,42 @@ def sweep_tokens(config: Config) -> list[Facts]:
         if there are no layers (kind none without an MLP).
     """
     device = pick_device(config.train.device)
-    height, width, frames = attention_place(config)
-    layers = _build_layers(config, height, width).to(device)
+    site = smallest_site(config)
+    layers = _build_layers(config, site).to(device)
     if not list(layers.parameters()):
         return []
-    _Bench(layers, device, width).forward_and_backward((frames, height, height))  # warms up
+    bench = _Bench(layers, device, site.width)
+    bench.forward_and_backward(site.grid)  # warms up
     points: list[Facts] = []
     before = _peak_bytes(device)
     for scale in itertools.count():
-        grid = (frames, height * 2**scale, height * 2**scale)
+        grid = (site.grid[0], site.grid[1] * 2**scale, site.grid[2] * 2**scale)
         if math.prod(grid) > MOST_TOKENS[device.type] and len(points) >= 2:
             return points
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = _Bench(layers, device, width).median_s(grid)
+        seconds = bench.median_s(grid)
         memory = (_peak_bytes(device) - before) / 2**20
         points.append({"tokens": math.prod(grid), "time_s": seconds, "memory_mib": memory})
     raise AssertionError("the loop has no end of its own")
 
 
-def attention_place(config: Config) -> tuple[int, int, int]:
-    """Height, channels and frames of the coarsest level with attention, by the generator's shapes
-    or, if attention stands in the discriminator alone, by that one's."""
-    model, of_networks = config.model, level_resolutions(config)
-    for channels, heights in zip(
-        (model.generator.channels, model.discriminator.channels), of_networks, strict=True
-    ):
-        placed = [i for i, height in enumerate(heights) if height in model.attention.resolutions]
-        if placed:
-            level = placed[-1]
-            halved = levels_that_halve_time(model.temporal_levels, len(heights))[:level]
-            return heights[level], channels[level], config.data.clip_frames // 2 ** sum(halved)
-    raise AssertionError("matching refuses configurations without attention")
+def smallest_site(config: Config) -> Site:
+    """The place with the fewest tokens that has attention."""
+    return min(attention_sites(config), key=lambda site: math.prod(site.grid))
 
 
-def _build_layers(config: Config, height: int, width: int) -> nn.Sequential:
-    attention = config.model.attention
+def most_tokens(config: Config) -> int:
+    """Of a clip at a place that has attention."""
+    return max(math.prod(site.grid) for site in attention_sites(config))
+
+
+def _build_layers(config: Config, site: Site) -> nn.Sequential:
     with torch.device("meta"):
-        layers = nn.Sequential(*attention_at(height, width, attention, attention.placement[0]))
+        built = attention_at(
+            site.grid[1], site.width, config.model.attention, cast(Place, site.place)
+        )
+        layers = nn.Sequential(*built)
     layers.to_empty(device="cpu")
     initialise(layers, 0, "token sweep")
     return layers
@@ -137,8 +135,3 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()
-
-
-def forward_flops(config: Config) -> int:
-    """Of one clip through the generator and then the discriminator."""
-    raise NotImplementedError

@@ -10,14 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import get_args
 
+from distgan.attention_checks import attention_sites, level_resolutions
 from distgan.config import AttentionConfig, Config, Section
-from distgan.config_checks import level_resolutions
 from distgan.config_loading import with_values
 from distgan.errors import UserError
 from distgan.networks import count_parameters, meta_discriminator, meta_generator
 
 KIND, KNOB = "model.attention.kind", "model.attention.mlp_width"
-WIDEST = 1 << 24  # beyond any layer that could be trained
 
 
 class MatchedKind(Section):
@@ -66,13 +65,12 @@ def _check_kinds(config: Config, kinds: Sequence[str]) -> None:
             f"--kinds {','.join(kinds)}: a comparison needs at least two kinds of "
             f"{', '.join(known)}"
         )
-    placed = set(config.model.attention.resolutions)
-    of_generator, of_discriminator = level_resolutions(config)
-    if not placed & {*of_generator, *of_discriminator}:
-        levels = sorted({*of_generator, *of_discriminator}, reverse=True)
+    if not list(attention_sites(config)):
+        attention, levels = config.model.attention, level_resolutions(config)
         raise UserError(
-            f"model.attention.resolutions={sorted(placed)}: no level has attention, so all kinds "
-            f"are the same networks; the levels have heights {levels}"
+            f"model.attention.resolutions={list(attention.resolutions)} and model.attention."
+            f"placement={list(attention.placement)}: no level has attention, so all kinds are the "
+            f"same networks; the levels have heights {sorted({*levels[0], *levels[1]})}"
         )
 
 
@@ -98,19 +96,14 @@ def _sizes(config: Config, kind: str) -> Callable[[int], MatchedKind]:
 def _bracket(
     size: Callable[[int], MatchedKind], least: int, target: int
 ) -> tuple[MatchedKind, MatchedKind]:
-    """The widths just below and at or above the target, by bisection: more width, more parameters.
-
-    Both are the same where the target is met exactly or the least width reaches it.
-    """
+    """At the widths just below and just above the target; equal where the least one reaches it."""
     if size(least).parameters >= target:
         return size(least), size(least)
-    low, high = least, max(2 * least, 1)
-    while size(high).parameters < target and high < WIDEST:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if size(middle).parameters < target else (low, middle)
-    return size(low), size(high)
+    # From the first width that builds the MLP on, each further one adds equally many parameters.
+    first = least + 1
+    each = size(first + 1).parameters - size(first).parameters
+    above = first + max(0, math.ceil((target - size(first).parameters) / each))
+    return size(above - 1), size(above)
 
 
 def _nearest(size: Callable[[int], MatchedKind], least: int, target: int) -> MatchedKind:

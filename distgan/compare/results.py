@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distgan import storage
-from distgan.compare.costs import attention_place, forward_flops
+from distgan.compare.costs import most_tokens
 from distgan.compare.matching import MatchedKind
 from distgan.compare.measures import COMPUTE, QUALITY, read_measured
 from distgan.compare.plan import Plan
@@ -18,6 +18,7 @@ from distgan.compare.statistics import (
     compare_pairs,
     spread,
 )
+from distgan.costs import network_costs
 from distgan.errors import UserError
 from distgan.metrics.writer import METRICS_NAME, read_metrics
 
@@ -43,7 +44,9 @@ class KindResult:
     run_memory_gib: float
     """Peak of a whole run's process, evaluation included; the largest of the seeds."""
     forward_flops: int
-    """Of the generator and the discriminator together, for one clip."""
+    """Of the generator and the discriminator together, for one clip, by `distgan.costs`."""
+    activation_bytes: int
+    """What both keep of one clip for the backward pass."""
     tokens: tuple[Facts, ...]
     """The token sweep's points."""
 
@@ -70,7 +73,7 @@ class Results:
     """Distance of all runs' generators before training."""
     real_valid_share: float | None
     num_tokens: int
-    """Where attention works, at the coarsest level that has it."""
+    """Of a clip, at most, where attention works."""
     devices: tuple[str, ...]
     threads: tuple[int, ...]
 
@@ -94,7 +97,6 @@ def collect(plan: Plan, output: str) -> Results:
         _kind_result(plan, output, kind, courses[kind.kind], measured[kind.kind], seconds)
         for kind in plan.kinds
     )
-    height, _, frames = attention_place(plan.config)
     return Results(
         plan=plan,
         kinds=kinds,
@@ -104,7 +106,7 @@ def collect(plan: Plan, output: str) -> Results:
         floor=facts[0]["proxy_frechet"]["real"],
         untrained=spread([course.untrained for course in everything]),
         real_valid_share=facts[0]["valid_share"]["real"] if plan.demo_data else None,
-        num_tokens=frames * height**2,
+        num_tokens=most_tokens(plan.config),
         devices=tuple(sorted({fact["device"] for fact in facts})),
         threads=tuple(sorted({fact["threads"] for fact in facts})),
     )
@@ -141,9 +143,9 @@ def _kind_result(
     measured: Sequence[Facts],
     seconds: float,
 ) -> KindResult:
-    config = plan.run_config(output, kind, plan.seeds[0])
-    costs = storage.join(output, "costs")
-    memory = read_json(storage.join(costs, f"{kind.kind}.memory.json"))
+    costs = network_costs(plan.run_config(output, kind, plan.seeds[0]))
+    measured_costs = storage.join(output, "costs", kind.kind)
+    memory = read_json(f"{measured_costs}.memory.json")
     valid = [0.0 if fact["diverged"] else fact["valid_share"]["generated"] for fact in measured
              if plan.demo_data]  # fmt: skip
     return KindResult(
@@ -155,8 +157,9 @@ def _kind_result(
         step_s=spread([c.total_s / c.steps[-1] for c in courses if c.steps] or [float("nan")]),
         step_memory_gib=memory["step_memory_gib"],
         run_memory_gib=max(fact["peak_memory_gib"] for fact in measured),
-        forward_flops=forward_flops(config),
-        tokens=tuple(read_json(storage.join(costs, f"{kind.kind}.tokens.json"))),
+        forward_flops=costs.generator.flops + costs.discriminator.flops,
+        activation_bytes=costs.generator.activation_bytes + costs.discriminator.activation_bytes,
+        tokens=tuple(read_json(f"{measured_costs}.tokens.json")),
     )
 
 
@@ -206,6 +209,7 @@ def row(kind: KindResult) -> Facts:
         "discriminator_parameters": kind.kind.discriminator_parameters,
         "mlp_width": kind.kind.mlp_width,
         "forward_flops_per_clip": kind.forward_flops,
+        "activation_bytes_per_clip": kind.activation_bytes,
         "step_compute_s": kind.step_s.mean,
         "step_compute_s_deviation": kind.step_s.deviation,
         "step_memory_gib": kind.step_memory_gib,

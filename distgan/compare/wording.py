@@ -77,8 +77,8 @@ def limits(results: Results) -> str:
         )
     place = (
         f"- **One data set, one size.** {plan.config.data.clip_frames} frames of "
-        f"{plan.config.data.resolution} pixels; attention works on {results.num_tokens} tokens a "
-        "clip at its coarsest level. Kinds made for many tokens cannot show their worth on few."
+        f"{plan.config.data.resolution} pixels; attention works on {results.num_tokens:,} tokens "
+        "of a clip at most. Kinds made for many tokens cannot show their worth on few."
     )
     training = (
         f"- **{plan.steps:,} steps.** Which kind is ahead can change with longer training, and "
@@ -108,11 +108,11 @@ def method(results: Results) -> str:
     count = len(results.pairs_at_steps)
     pairs = "the one pair" if count == 1 else f"all {count} pairs together"
     return f"""- **Equal but for attention.** All runs have one configuration (`compare.json`): \
-the same data in the same order, the same noise, the same start weights wherever the networks are the \
-same, the same schedules and budget. Only `model.attention.kind` and `model.attention.mlp_width` \
-differ. The latter is the width of a small network behind each attention layer, which `none` has \
-too: with it the kinds' numbers of parameters (generator and discriminator together) are within \
-{100 * difference:.1f}% of each other.
+the same data in the same order, the same noise, the same start weights wherever the networks are \
+the same, the same schedules and budget. Only `model.attention.kind` and \
+`model.attention.mlp_width` differ. The latter is the width of a small network behind each \
+attention layer, which `none` has too: with it the kinds' numbers of parameters (generator and \
+discriminator together) are within {100 * difference:.1f}% of each other.
 - **Seeds:** {_and([str(seed) for seed in plan.seeds])}. A seed decides start weights, data order \
 and noise; kinds are compared seed by seed.
 - **Distance** (proxy Fréchet distance, lower is better) between {plan.config.log.proxy_clips} \
