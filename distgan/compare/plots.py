@@ -29,11 +29,12 @@ def write_plots(results: Results, folder: str) -> dict[str, str]:
     """Writes all plots; name -> what it shows."""
     plots: dict[str, tuple[Figure, str]] = {
         "quality_over_steps.png": (
-            _courses(results, "training steps", lambda course: course.steps, results.plan.steps),
+            _courses(results, "training steps", lambda course: (0, *course.steps),
+                     results.plan.steps),
             "Distance over training steps; line: mean of the seeds, thin lines: single seeds",
         ),
         "quality_over_time.png": (
-            _courses(results, "computing time [s]", lambda course: course.compute_s,
+            _courses(results, "computing time [s]", lambda course: (0, *course.compute_s),
                      results.common_time_s),
             "Distance over computing time; dotted: where the equal-time reading is taken",
         ),
@@ -73,12 +74,13 @@ def _draw_courses(axes: Axes, kind: KindResult, x_of: Callable[[Course], Sequenc
     colour = COLOURS[kind.name]
     whole = [course for course in kind.courses if course.diverged_at is None]
     for course in kind.courses:
-        axes.plot(x_of(course), course.quality, color=colour, linewidth=0.7, alpha=0.35)
-        if course.diverged_at is not None and course.steps:
-            axes.plot(x_of(course)[-1], course.quality[-1], "x", color=colour, markersize=10)
+        values = (course.untrained, *course.quality)
+        axes.plot(x_of(course), values, color=colour, linewidth=0.7, alpha=0.35)
+        if course.diverged_at is not None:
+            axes.plot(x_of(course)[-1], values[-1], "x", color=colour, markersize=10)
     if whole:
         mean_x = np.mean([x_of(course) for course in whole], axis=0)
-        mean = np.mean([course.quality for course in whole], axis=0)
+        mean = np.mean([(course.untrained, *course.quality) for course in whole], axis=0)
         axes.plot(mean_x, mean, color=colour, marker=MARKERS[kind.name], markersize=4,
                   linewidth=1.8, label=kind.name)  # fmt: skip
     else:
@@ -97,8 +99,9 @@ def _against_cost(results: Results) -> Figure:
             axes.errorbar(cost(kind), kind.at_steps.mean, yerr=kind.at_steps.deviation, capsize=3,
                           color=COLOURS[kind.name], marker=MARKERS[kind.name], markersize=7,
                           linestyle="", label=kind.name)  # fmt: skip
-        axes.margins(x=0.15)
+        axes.set_xlim(0, 1.15 * max(cost(kind) for kind in results.kinds))
         axes.set_xlabel(label)
+    panels[0].set_ylim(bottom=0)  # shared: nothing looks larger than it is
     panels[0].set_ylabel(DISTANCE + "\nafter all steps")
     _legend(figure, panels[0])
     return figure

@@ -71,7 +71,7 @@ def limits(results: Results) -> str:
         seeds = "- **One seed a kind.** Nothing can be said without a second one. "
     elif math.isfinite(seen):
         seeds += (
-            f"Two kinds had to differ by a factor of about {seen:.2g} in distance (in the median "
+            f"Two kinds had to differ by a factor of {_factor(seen)} in distance (in the median "
             "pair, after equal steps) to be told apart; that no difference was found does not mean "
             "that there is none. "
         )
@@ -80,9 +80,13 @@ def limits(results: Results) -> str:
         f"{plan.config.data.resolution} pixels; attention works on {results.num_tokens:,} tokens "
         "of a clip at most. Kinds made for many tokens cannot show their worth on few."
     )
+    best = min(kind.at_steps.mean for kind in results.kinds)
     training = (
-        f"- **{plan.steps:,} steps.** Which kind is ahead can change with longer training, and "
-        "with other learning rates; all kinds had the same."
+        f"- **{plan.steps:,} steps.** The smallest mean distance, {format_number(best)}, is "
+        f"{_factor(best / results.floor)} times that of real clips and "
+        f"{format_number(best / results.untrained.mean)} times that of untrained generators. Which "
+        "kind is ahead can change with longer training, and with other learning rates; all kinds "
+        "had the same."
     )
     quality = (
         "- **A proxy.** The distance is taken on features of a fixed random network: it orders "
@@ -147,7 +151,7 @@ def table(results: Results) -> str:
                  _parameters(kind), format_flops(kind.forward_flops),
                  f"{1000 * kind.step_s.mean:.0f} ms", format_gib(kind.step_memory_gib)]  # fmt: skip
         if kind.valid_share is not None:
-            cells.insert(3, f"{kind.valid_share.mean:.2f} ± {kind.valid_share.deviation:.2f}")
+            cells.insert(3, _share(kind.valid_share))
         lines.append("| " + " | ".join(cells) + " |")
     floor = ["*real clips*", format_number(results.floor), format_number(results.floor)]
     untrained = ["*untrained*", *[format_spread(results.untrained)] * 2]
@@ -184,6 +188,8 @@ def format_spread(value: Spread) -> str:
 
 
 def format_seconds(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.2g} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
@@ -201,6 +207,16 @@ def format_gib(gib: float) -> str:
 def _distance(kind: KindResult, value: Spread) -> str:
     note = f" ({len(kind.diverged)} diverged)" if kind.diverged else ""
     return format_spread(value) + note
+
+
+def _factor(value: float) -> str:
+    return "more than 100" if value > 100 else f"about {value:.2g}"
+
+
+def _share(value: Spread) -> str:
+    if len(value.values) < 2:
+        return f"{value.mean:.2f}"
+    return f"{value.mean:.2f} ± {value.deviation:.2f}"
 
 
 def _parameters(kind: KindResult) -> str:
