@@ -35,6 +35,7 @@ EXAMPLES = {
     "data index": "python launch.py data index --data data/others",
     "train": "python launch.py train --preset small-64 data.shards=data/mine seed=1",
     "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
+    "compare": "python launch.py compare --output compare --kinds self,none --seeds 2 --steps 400",
     "doctor": "python launch.py doctor --preset base-128",
     "submit": "python launch.py submit -- train cluster.num_workers=4 run.dir=s3://bucket/run",
 }
@@ -48,6 +49,14 @@ started here for as long as the work lasts. The bytes that come out are the same
 Cut short by whatever, it goes on where it was when the same command is run again: what
 is finished lies in OUTPUT/.prepare until all is done. Other settings or videos are
 refused then, unless no video was finished yet; to start over, delete OUTPUT.""",
+    "compare": """
+All runs have one configuration and as many parameters; only the attention differs. Without
+data.shards (and with --preset demo, which is then the default) the demo's videos are rendered and
+prepared first. Runs train one after another, or N at a time on Ray (--parallel N): RAY_ADDRESS
+names the cluster to join; without it, one is started here for as long as the work lasts.
+
+OUTPUT/report.md and report.html say what came out. Cut short by whatever, it goes on where it was
+when the same command is run again; other settings are refused then.""",
     "submit": """
 The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
 travels there without runs, data and environments. Prints the job's output and ends with its exit
@@ -109,6 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
                           "generator")  # fmt: skip
     _add_storage_overrides(generate)
 
+    _add_compare(commands)
+
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
 
@@ -141,6 +152,30 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
                       "(default: data_sheet.png)")  # fmt: skip
     for parser in (verify, show, index):
         _add_storage_overrides(parser)
+
+
+def _add_compare(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    compare = _add(commands, "compare", "train kinds of attention under one budget", _compare)
+    compare.add_argument("--output", default="compare", help="folder or URL for all of it "
+                         "(default: compare)")  # fmt: skip
+    compare.add_argument("--kinds", metavar="A,B,...", help="kinds of attention, at least two "
+                         "(default: additive,dense,sparse,self,factorised,none)")  # fmt: skip
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs of each kind; their seeds "
+                         "count up from the key seed (default: 3)")  # fmt: skip
+    compare.add_argument("--steps", type=int, metavar="N", help="training steps of each run "
+                         "(default: the key train.max_steps)")  # fmt: skip
+    compare.add_argument("--evaluations", type=int, metavar="N", help="measurements of each run; "
+                         "must divide its steps (default: 10)")  # fmt: skip
+    compare.add_argument("--tolerance", type=float, metavar="SHARE", help="largest relative "
+                         "difference of numbers of parameters (default: 0.05)")  # fmt: skip
+    compare.add_argument("--demo-data", action="store_true", help="data.shards holds the demo's "
+                         "clips: also tell the share of valid ones")  # fmt: skip
+    compare.add_argument("--parallel", type=int, metavar="N", help="runs at a time, on Ray, each "
+                         "with cluster.cpus_per_worker CPUs, and a GPU if there are any (default: "
+                         "one after another, without Ray)")  # fmt: skip
+    compare.add_argument("--report-only", action="store_true", help="write the report of a "
+                         "finished comparison again")  # fmt: skip
+    _add_config(compare)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,6 +309,46 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from distgan.compare.command import compare, request_of
+    from distgan.compare.runner import Executor
+    from distgan.paths import absolute
+
+    output = absolute(arguments.output)
+    given = {
+        name: getattr(arguments, name)
+        for name in ("kinds", "seeds", "steps", "evaluations", "tolerance", "parallel")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.report_only:
+        return _report_again(arguments, output, given)
+    if not (arguments.preset or arguments.config or _sets(arguments, "data.shards")):
+        arguments.preset = "demo"
+    config = _config(arguments)
+    executor: Executor | None = None
+    if "parallel" in given:
+        from cluster.compare import OnRay
+
+        executor = OnRay(given.pop("parallel"), config, (output, config.data.shards or output))
+    print(compare(request_of(output, arguments.demo_data, given), config, executor))
+    return 0
+
+
+def _report_again(arguments: argparse.Namespace, output: str, given: dict[str, object]) -> int:
+    from distgan import storage
+    from distgan.compare.command import report_only
+
+    others = [f"--{name}" for name in given]
+    others += ["--preset"] * bool(arguments.preset) + ["--config"] * bool(arguments.config)
+    if others:
+        raise UserError(
+            f"--report-only takes its settings from the saved runs; leave out {', '.join(others)}"
+        )
+    storage.configure(_storage_options(arguments))
+    print(report_only(output))
+    return 0
+
+
 def _submit(arguments: argparse.Namespace) -> int:
     inner = arguments.arguments[1:] if arguments.arguments[:1] == ["--"] else arguments.arguments
     from cluster.submit import check_travels, submit
@@ -339,6 +414,10 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 def _add_storage_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="storage.KEY=VALUE", help="how to talk to "
                         "object storage, such as storage.endpoint_url=URL")  # fmt: skip
+
+
+def _sets(arguments: argparse.Namespace, key: str) -> bool:
+    return any(override.partition("=")[0].strip() == key for override in arguments.overrides)
 
 
 def _storage_options(arguments: argparse.Namespace) -> "StorageConfig":

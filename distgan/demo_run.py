@@ -41,7 +41,7 @@ def run_demo(output: str, overrides: Sequence[str]) -> int:
         {"run.dir": folder["run"], "data.shards": folder["data"]},
     )
     print(f"1/4 rendering {NUM_VIDEOS} videos of moving shapes into {folder['videos']}")
-    _render_once(folder["videos"])
+    render_once(folder["videos"])
     print(f"2/4 preparing them: clean, format, pack into shards in {folder['data']}")
     print(summary(prepare(folder["videos"], folder["data"], config)))
     print(f"3/4 training a generator and a discriminator in {folder['run']}")
@@ -67,7 +67,8 @@ def run_demo(output: str, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _render_once(folder: str) -> None:
+def render_once(folder: str) -> None:
+    """The demo's videos, unless they are there already."""
     if len(storage.list_names(folder)) != NUM_VIDEOS:
         render_demo_videos(folder, num_videos=NUM_VIDEOS, seed=0)
 

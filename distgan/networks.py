@@ -16,21 +16,29 @@ M = TypeVar("M", bound=nn.Module)
 
 def build_generator(config: Config, device: torch.device) -> Generator:
     """The generator with its start weights."""
+    return _materialise(meta_generator(config), config, "generator", device)
+
+
+def build_discriminator(config: Config, device: torch.device) -> Discriminator:
+    """The discriminator with its start weights."""
+    return _materialise(meta_discriminator(config), config, "discriminator", device)
+
+
+def meta_generator(config: Config) -> Generator:
+    """The generator's shapes, without memory for its weights."""
     with torch.device("meta"):
-        generator = Generator(
+        return Generator(
             config.model,
             config.data.resolution,
             config.data.clip_frames,
             reads_video(config.conditioning),
         )
-    return _materialise(generator, config, "generator", device)
 
 
-def build_discriminator(config: Config, device: torch.device) -> Discriminator:
-    """The discriminator with its start weights."""
+def meta_discriminator(config: Config) -> Discriminator:
+    """The discriminator's shapes, without memory for its weights."""
     with torch.device("meta"):
-        discriminator = Discriminator(config.model, config.data.resolution, config.data.clip_frames)
-    return _materialise(discriminator, config, "discriminator", device)
+        return Discriminator(config.model, config.data.resolution, config.data.clip_frames)
 
 
 def _materialise(module: M, config: Config, name: str, device: torch.device) -> M:

@@ -23,6 +23,7 @@ def run_state(trainer: "Trainer") -> dict[str, Any]:
     return {
         "step": trainer.step,
         "seconds": trainer.seconds,
+        "compute_seconds": trainer.compute.seconds,
         "stream": {
             "samples": trainer.clips_seen,
             "data_set": trainer.stream.digest,
@@ -86,6 +87,7 @@ def _load(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         part.load_state_tensors(checkpoint.tensors)
     trainer.step = state["step"]
     trainer.seconds = trainer.earlier_seconds = state["seconds"]
+    trainer.compute.set(state.get("compute_seconds", 0.0))  # older checkpoints have none
     trainer.rules.load_state(state["rules"])
     trainer.means.load_state(state["means"], trainer.device)
     damage = stream.damage

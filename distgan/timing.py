@@ -43,6 +43,48 @@ class PartTimer:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
+class ComputeClock:
+    """Seconds that a run's steps have computed, over all its starts.
+
+    On CPUs the CPU time of this process, all its threads together, which other programs on the
+    machine hardly change; on a GPU the time that the GPU took. What lies between the steps
+    (evaluation, samples, waiting for data) does not count, but for the share of a checkpoint that a
+    thread writes meanwhile.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts what runs inside."""
+        if self.on_gpu:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+        else:
+            start = time.process_time()
+            yield
+            self._seconds += time.process_time() - start
+
+    @property
+    def seconds(self) -> float:
+        """All so far; waits for a GPU."""
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events = []
+        return self._seconds
+
+    def set(self, seconds: float) -> None:
+        """What earlier starts have computed."""
+        self._seconds, self._events = seconds, []
+
+
 class MetricMeans:
     """Means of step metrics over a logging interval; their sums are part of a checkpoint."""
 

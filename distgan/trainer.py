@@ -31,7 +31,7 @@ from distgan.run_folder import mark_diverged, save_config
 from distgan.saving import Saver
 from distgan.stopping import StopRules
 from distgan.team import Team
-from distgan.timing import MetricMeans, PartTimer
+from distgan.timing import ComputeClock, MetricMeans, PartTimer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ class Trainer:
         self.engines = (generator, discriminator)
         self.average = average
         self.timer = PartTimer(device)
+        self.compute = ComputeClock(device)
         self.adversarial = AdversarialStep(config, generator, discriminator, self.timer)
         self.rules = StopRules(config)
         self.means = MetricMeans()
@@ -176,7 +177,7 @@ class Trainer:
 
         A step whose gradient is not finite returns none: it ends where that is found, on all ranks.
         """
-        with self.timer.part("step"):
+        with self.timer.part("step"), self.compute.running():
             clips = batch.clips
             if self.device.type == "cuda":
                 clips = clips.to(self.device, non_blocking=True)
@@ -240,6 +241,7 @@ class Trainer:
             self._share_damage()
             logged |= self.stream.damage.metrics()
             logged |= observer.speed(times, self.clips_seen)
+            logged["time/compute_total_s"] = self.compute.seconds
             self.latest = logged
         logged |= observer.quality_if_due(self.step)
         if logged and observer.writer is not None:

@@ -45,7 +45,8 @@ def state_hash(run_dir: Path, step: int) -> str:
         tensor = checkpoint.tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
-    state = {k: v for k, v in checkpoint.state.items() if k not in ("seconds", "config")}
+    clocks = ("seconds", "compute_seconds")
+    state = {k: v for k, v in checkpoint.state.items() if k not in (*clocks, "config")}
     digest.update(json.dumps(state, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -99,6 +100,28 @@ def test_killed_run_equals_uninterrupted_one(
     assert state_hash(run_dir, STEPS) == state_hash(uninterrupted, STEPS)
     last_half = [line for line in logged(uninterrupted) if line["step"] > kill_step]
     assert [line for line in logged(run_dir) if line["step"] > kill_step][1:] == last_half[1:]
+
+
+def test_computing_time_counts_on_over_a_resume(
+    uninterrupted: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """The resumed run's clock starts at what its checkpoint had, not at 0."""
+
+    def totals(run_dir: Path) -> list[float]:
+        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        return [line["time/compute_total_s"] for line in lines if "time/compute_total_s" in line]
+
+    run_dir = tmp_path / "run"
+    start_and_kill_after(run_dir, tiny_data, 15)
+    step = committed_steps(str(run_dir))[-1]
+    before = read_checkpoint(checkpoint_folder(str(run_dir), step), step).state["compute_seconds"]
+    assert before > 0
+    assert launch(*train_arguments(run_dir, tiny_data)).returncode == 0
+    for times in (totals(run_dir), totals(uninterrupted)):
+        assert times == sorted(times) and times[0] > 0
+    assert totals(run_dir)[-1] > before
+    later = [t for t in totals(run_dir) if t >= before]
+    assert len(later) >= (STEPS - step) // 3
 
 
 def test_resume_with_loader_workers(uninterrupted: Path, tiny_data: str, tmp_path: Path) -> None:

@@ -255,5 +255,6 @@ def test_reference_clips_are_always_the_same_and_spread(count: int, tmp_path: Pa
     clips = open_stream(folder, frames=3).reference_clips(count)
     assert clips.shape == (count, 3, 3, SIZE, SIZE)
     assert torch.equal(clips, open_stream(folder, frames=3).reference_clips(count))
+    assert torch.equal(clips, open_stream(folder, frames=3, seed=5).reference_clips(count))
     shown = Counter(clips[:, 0, 0, 0, 0].tolist())
     assert len(shown) == min(count, 8) and max(shown.values()) <= -(-count // 8)

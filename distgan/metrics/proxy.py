@@ -107,7 +107,7 @@ def sanity_rows(
         SanityRow(
             name=name,
             proxy_frechet=proxy.distance(clips),
-            valid_share=_valid_share(clips) if with_validity else None,
+            valid_share=valid_share(clips) if with_validity else None,
         )
         for name, clips in sets.items()
     ]
@@ -128,6 +128,7 @@ def _noise(like: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(rng.integers(0, 256, tuple(like.shape), dtype=np.uint8))
 
 
-def _valid_share(clips_NCTHW: Tensor) -> float:
+def valid_share(clips_NCTHW: Tensor) -> float:
+    """Share of clips, uint8 RGB (N, 3, T, H, W), that the demo could have rendered."""
     video = clips_NCTHW.permute(0, 2, 3, 4, 1).cpu().numpy()
     return float(valid_clips(video).mean())

@@ -1,0 +1,251 @@
+"""`launch.py compare` as users run it: report, resumption, recomputation, refusals, on Ray."""
+
+import csv
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import launch as command_line
+from distgan.compare.measures import MEASURED
+from distgan.compare.plan import PLAN
+from distgan.metrics.writer import read_metrics
+from tests.cluster_runs import run_program
+from tests.processes import running
+from tests.tiny import REPOSITORY, TINY, launch, one_thread
+
+pytestmark = pytest.mark.timeout(240)
+
+KINDS = ("self", "none")
+RUNS = tuple(f"{kind}-seed{seed}" for seed in (0, 1) for kind in KINDS)
+
+
+def arguments(output: Path, data: str, *more: str, steps: int = 8) -> list[str]:
+    return [
+        "compare", f"--output={output}", f"--kinds={','.join(KINDS)}", "--seeds=2",
+        f"--steps={steps}", "--evaluations=2", "--demo-data", *TINY, "log.proxy_clips=16",
+        f"data.shards={data}", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "compare"
+    done = launch(*arguments(output, tiny_data))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "After equally many training steps" in done.stdout
+    assert str(output / "report.md") in done.stdout
+    return output
+
+
+def copy_of(finished: Path, tmp_path: Path) -> Path:
+    """A finished comparison to change; its runs are found by their place."""
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / name).open(encoding="utf-8")))
+
+
+def learned(folder: Path) -> list[tuple[str, ...]]:
+    """The courses without what a clock measured."""
+    return [tuple(v for k, v in row.items() if k != "compute_s")
+            for row in rows(folder, "courses.csv")]  # fmt: skip
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def test_the_folder_holds_a_whole_report(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    for part in ("What the data supports", "What it does not support", "no conclusion",
+                 "luck explains", "within 0."):  # fmt: skip
+        assert part in report or part.capitalize() in report, part
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 + 1 + len(KINDS)
+    assert 'src="plots' not in page and 'href="sheets' not in page
+    for name in ("quality_over_steps", "quality_over_time", "quality_against_cost",
+                 "cost_over_tokens"):  # fmt: skip
+        assert f"plots/{name}.png" in report
+        assert Image.open(finished / "plots" / f"{name}.png").size[0] > 500
+    for name in ("all", *KINDS):
+        assert Image.open(finished / "sheets" / f"{name}.png").size[0] > 400
+    table = (finished / "table.md").read_text()
+    assert table in report + "\n" and all(f"| {kind} |" in table for kind in KINDS)
+    assert {row["kind"] for row in rows(finished, "table.csv")} == set(KINDS)
+    tokens = [int(row["tokens"]) for row in rows(finished, "tokens.csv") if row["kind"] == "self"]
+    assert tokens == sorted(tokens) and len(tokens) >= 3 and tokens[-1] <= 4096
+
+
+def test_runs_are_ordinary_and_measured_on_equal_terms(finished: Path) -> None:
+    measured = {}
+    for run in RUNS:
+        folder = finished / "runs" / run
+        assert (folder / "generator" / "generator.json").exists()
+        assert (folder / "config.yaml").exists()
+        measured[run] = json.loads((folder / MEASURED).read_text())
+        lines = [line for line in read_metrics(str(folder / "metrics.jsonl"))
+                 if "quality/proxy_frechet_ema" in line]  # fmt: skip
+        assert [line["step"] for line in lines] == [4, 8]
+        # Two ways to the same number: the run's own evaluation, and that of its export.
+        again = measured[run]["proxy_frechet"]["generated"]
+        assert lines[-1]["quality/proxy_frechet_ema"] == pytest.approx(again, rel=1e-6)
+    assert len({m["proxy_frechet"]["real"] for m in measured.values()}) == 1, "the same real clips"
+    kinds = {row["kind"]: row for row in results(finished)["kinds"]}
+    for kind in KINDS:
+        ends = [measured[f"{kind}-seed{s}"]["proxy_frechet"]["generated"] for s in (0, 1)]
+        assert kinds[kind]["distance_at_equal_steps"] == pytest.approx(sum(ends) / 2)
+        assert kinds[kind]["step_memory_gib"] > 0 and kinds[kind]["step_compute_s"] > 0
+    totals = [float(row["compute_s"]) for row in rows(finished, "courses.csv")
+              if row["step"] == "8"]  # fmt: skip
+    assert results(finished)["common_time_s"] == min(totals)
+
+
+def test_report_only_computes_every_figure_again(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path)
+    before = files(folder)
+    for path in folder.iterdir():
+        if path.name not in ("runs", "costs", PLAN):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 0
+    assert files(folder) == before
+    metrics = folder / "runs" / RUNS[0] / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines[-1]["quality/proxy_frechet_ema"] *= 2
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 0
+    changed = {name for name, data in files(folder).items() if before.get(name) != data}
+    assert {"table.csv", "table.md", "courses.csv", "results.json", "report.md",
+            "plots/quality_over_steps.png", "plots/quality_over_time.png",
+            "plots/quality_against_cost.png", "sheets/self.png"} <= changed  # fmt: skip
+
+
+def test_a_finished_comparison_trains_nothing_again(
+    finished: Path, tiny_data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(finished / "runs")
+    assert command_line.main(arguments(finished, tiny_data)) == 0
+    assert files(finished / "runs") == before
+    assert "training of" not in "".join(capsys.readouterr())
+
+
+def test_a_run_that_diverged_is_shown_and_counts_as_bad(finished: Path, tmp_path: Path) -> None:
+    folder = copy_of(finished, tmp_path)
+    run = folder / "runs" / "none-seed1"
+    (run / MEASURED).unlink()
+    shutil.rmtree(run / "generator")
+    (run / "DIVERGED.json").write_text('{"step": 8, "reason": "the test says so"}')
+    data = json.loads((folder / PLAN).read_text())["config"]["data"]["shards"]
+    assert command_line.main(arguments(folder, data)) == 0
+    untrained = json.loads((run / MEASURED).read_text())["proxy_frechet"]["untrained"]
+    (row,) = [row for row in results(folder)["kinds"] if row["kind"] == "none"]
+    other = json.loads((folder / "runs" / "none-seed0" / MEASURED).read_text())
+    expected = (untrained + other["proxy_frechet"]["generated"]) / 2
+    assert row["diverged_runs"] == 1 and row["diverged"] == {"1": 8}
+    assert row["distance_at_equal_steps"] == pytest.approx(expected)
+    assert (
+        "**none diverged** in 1 of 2 runs (seed 1 at step 8)" in (folder / "report.md").read_text()
+    )
+
+
+def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Path) -> None:
+    """SIGTERM within the second run: the first is kept as it is, the second goes on."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert launch(*arguments(once, tiny_data, steps=60)).returncode == 0
+    metrics = twice / "runs" / RUNS[1] / "metrics.jsonl"
+
+    def is_under_way() -> bool:
+        return metrics.exists() and '{"step": 10,' in metrics.read_text()
+
+    command = [
+        sys.executable,
+        str(REPOSITORY / "launch.py"),
+        *arguments(twice, tiny_data, steps=60),
+    ]
+    with running(command, one_thread(), is_under_way) as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert not (twice / "report.md").exists()
+    first = files(twice / "runs" / RUNS[0])
+    assert MEASURED in first and not (twice / "runs" / RUNS[1] / MEASURED).exists()
+    assert list((twice / "runs" / RUNS[1] / "checkpoints").glob("*/COMMITTED"))
+    done = launch(*arguments(twice, tiny_data, steps=60))
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr + done.stdout
+    assert files(twice / "runs" / RUNS[0]) == first
+    assert learned(twice) == learned(once)
+
+
+def test_side_by_side_on_ray_comes_to_the_same(
+    finished: Path, tiny_data: str, head: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "compare"
+    run_program(["launch.py", *arguments(output, tiny_data, "--parallel=2")], head)
+    assert learned(output) == learned(finished)
+    assert {row["kind"] for row in rows(output, "tokens.csv")} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--kinds=self",), "at least two"),
+        (("--kinds=self,selfish",), "'selfish' is no kind of attention; known: none"),
+        (("--kinds=self,none", "--tolerance=0.000001"), "the nearest that it can have are"),
+        (("--kinds=self,sparse", "model.attention.density=0"), "sparse does not fit"),
+        (("--steps=9",), "take 8 or 10 steps"),
+        (("--parallel=0",), "--parallel 0"),
+        (("--report-only", "--seeds=3"), "leave out"),
+    ],
+)
+def test_bad_input_ends_with_one_message(
+    more: tuple[str, ...], message: str, tiny_data: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    output = tmp_path / "compare"
+    command = [a for a in arguments(output, tiny_data) if not a.startswith(more[0].split("=")[0])]
+    assert command_line.main([*command, *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_other_settings_or_another_folder_are_refused(
+    finished: Path, tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(finished)
+    assert command_line.main(arguments(finished, tiny_data, "optim.generator.lr=0.5")) == 2
+    assert "optim.generator.lr (was 0.0002, now 0.5)" in capsys.readouterr().err
+    assert command_line.main(arguments(finished, tiny_data, "--seeds=3")) == 2
+    assert "--seeds (was 2 from 0, now 3 from 0)" in capsys.readouterr().err
+    assert files(finished) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert command_line.main(arguments(tmp_path, tiny_data)) == 2
+    assert "holds no comparison" in capsys.readouterr().err
+    assert command_line.main(["compare", "--output", str(tmp_path), "--report-only"]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt"]
+
+
+def test_an_unfinished_comparison_has_no_report_yet(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(finished, tmp_path)
+    (folder / "runs" / RUNS[3] / MEASURED).unlink()
+    assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 2
+    assert "1 parts are not done yet, the first is 'training of none" in capsys.readouterr().err
