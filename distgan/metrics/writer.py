@@ -231,9 +231,7 @@ def _hparams_summary(tag: str, content: plugin_data_pb2.HParamsPluginData) -> su
     return summary_pb2.Summary(value=[value])
 
 
-def _write_hparams_file(
-    run_dir: str, step: int, summaries: Sequence[summary_pb2.Summary]
-) -> None:
+def _write_hparams_file(run_dir: str, step: int, summaries: Sequence[summary_pb2.Summary]) -> None:
     """An event file in one write, on disk as on object storage; none if it is there already."""
     path = storage.join(run_dir, EVENTS_NAME, _HPARAMS_FILE)
     there = storage.read_bytes(path) if storage.exists(path) else b""
