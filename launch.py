@@ -35,6 +35,8 @@ EXAMPLES = {
     "train": "python launch.py train --preset small-64 data.shards=data/mine seed=1",
     "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
     "doctor": "python launch.py doctor --preset base-128",
+    "tune": "python launch.py tune --preset demo data.shards=data/mine --space optimizer "
+    "--algorithm asha --num-trials 30",
     "submit": "python launch.py submit -- train cluster.num_workers=4 run.dir=s3://bucket/run",
 }
 
@@ -51,6 +53,18 @@ refused then, unless no video was finished yet; to start over, delete OUTPUT."""
 The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
 travels there without runs, data and environments. Prints the job's output and ends with its exit
 code. `ray job submit --working-dir . -- python launch.py train ...` works just as well.""",
+    "tune": """
+Each trial trains as `launch.py train` does; cluster.num_workers is of each trial (0: in one
+process). The base configuration is always a trial too. Run it again to go on: what ended is not
+trained again.
+
+A space is a YAML file of configuration keys, such as
+  optim.generator.lr: {loguniform: [1e-5, 1e-3]}
+  model.attention.kind: {choice: [none, self]}
+with choice, uniform, quniform, loguniform, randint or grid; or a ready one: attention, optimizer,
+both. random, grid and pbt's first members follow from the seed alone; so does what tpe suggests
+with --max-concurrent 1. Nothing is promised for which trials asha, median and pbt stop or copy
+while several run at a time: that depends on which comes first.""",
     "data verify": """
 Reads and decodes everything, in worker processes. Ends with exit code 0 if the data
 set is sound; else with 2, after a line for each problem: shard, sample, what is wrong.""",
@@ -108,12 +122,22 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
 
+    _add_tune(commands)
+
     submit = _add(commands, "submit", "run a command on a Ray cluster, as a job", _submit)
     submit.add_argument("--no-wait", action="store_true", help="return when the job is submitted, "
                         "not when it has ended")  # fmt: skip
     submit.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND ...",
                         help="the command line, without `python launch.py`")  # fmt: skip
     return parser
+
+
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from tune.options import add_options
+
+    tune = _add(commands, "tune", "search hyperparameters with many trials", _tune)
+    add_options(tune)
+    _add_config(tune)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -247,6 +271,20 @@ def _train(arguments: argparse.Namespace) -> int:
     return 128 + outcome.signal if outcome.signal else 0
 
 
+def _tune(arguments: argparse.Namespace) -> int:
+    from tune.options import given_options
+    from tune.settings import make_spec
+    from tune.space import read_space
+    from tune.sweep import run_sweep
+
+    config = _config(arguments, folder="sweeps")
+    spec = make_spec(config, read_space(arguments.space), given_options(arguments))
+    outcome = run_sweep(config, spec)
+    if not outcome.is_complete:
+        print(f"stopped; run the same command again to go on in {config.run.dir}")
+    return 128 + outcome.signal if outcome.signal else 0
+
+
 def _generate(arguments: argparse.Namespace) -> int:
     from distgan.generate import generate
     from distgan.paths import absolute
@@ -349,13 +387,13 @@ def _configure_storage(arguments: argparse.Namespace) -> None:
     storage.configure(_storage_options(arguments))
 
 
-def _config(arguments: argparse.Namespace) -> "Config":
+def _config(arguments: argparse.Namespace, folder: str = "runs") -> "Config":
     """The checked configuration, with absolute paths and a run folder."""
     from distgan.config_loading import load_config, with_values
     from distgan.paths import absolute
 
     config = load_config(arguments.preset, arguments.config, arguments.overrides)
-    run_dir = config.run.dir or f"runs/{config.preset}-{config.seed}"
+    run_dir = config.run.dir or f"{folder}/{config.preset}-{config.seed}"
     paths = {
         "run.dir": run_dir,
         "run.init_from": config.run.init_from,
