@@ -273,6 +273,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _tune(arguments: argparse.Namespace) -> int:
     from tune.options import given_options
+    from tune.results import write_results
     from tune.settings import make_spec
     from tune.space import read_space
     from tune.sweep import run_sweep
@@ -280,6 +281,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     config = _config(arguments, folder="sweeps")
     spec = make_spec(config, read_space(arguments.space), given_options(arguments))
     outcome = run_sweep(config, spec)
+    print(write_results(config.run.dir))
     if not outcome.is_complete:
         print(f"stopped; run the same command again to go on in {config.run.dir}")
     return 128 + outcome.signal if outcome.signal else 0
