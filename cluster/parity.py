@@ -17,7 +17,7 @@ from cluster.ranks import run_on_ranks
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
 from distgan.adversarial_step import AdversarialStep, Metrics
-from distgan.config import Config, NetworkOptimConfig, ShardingConfig
+from distgan.config import AttentionConfig, Config, NetworkOptimConfig, ShardingConfig
 from distgan.config_checks import check_config
 from distgan.config_loading import with_values
 from distgan.data.conditioning import condition
@@ -157,9 +157,7 @@ def small_copy(config: Config, world_size: int) -> Config:
             "data.lanes": world_size,
             "data.num_workers": 0,
             "prepare.stored_frames": 0,
-            "model.attention.heads": 2,
-            "model.attention.head_dim": 4,
-            "model.attention.resolutions": [r // shrink for r in model.attention.resolutions],
+            **_small_attention(model.attention, shrink),
             "model.generator.channels": _narrow(model.generator.channels),
             "model.generator.blocks": min(model.generator.blocks, 2),
             "model.generator.latent_dim": 8,
@@ -175,6 +173,21 @@ def small_copy(config: Config, world_size: int) -> Config:
     )
     check_config(small)
     return small
+
+
+def _small_attention(attention: AttentionConfig, shrink: int) -> dict[str, Any]:
+    """Options that fit any grid: local kinds see a part of it wherever it has parts."""
+    key = "model.attention."
+    return {
+        f"{key}heads": 2,
+        f"{key}head_dim": 4,
+        f"{key}resolutions": [r // shrink for r in attention.resolutions],
+        f"{key}window": [0, 1, 1],
+        f"{key}block": [1, 1, 1],
+        f"{key}reach": [0, 0, 0],
+        f"{key}density": 0.75,
+        f"{key}mlp_width": min(attention.mlp_width, 8),
+    }
 
 
 def _narrow(channels: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ weight gradient is wrong on clips of two frames (seen with torch 2.13; tests/tes
 Shapes: B clips, T frames, H, W, C channels, S style.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TypeVar
@@ -50,6 +51,13 @@ class TemporalConv(nn.Conv2d):
 def activate(x: Tensor) -> Tensor:
     """SiLU: smooth, so that finite differences of the discriminator are its gradients."""
     return F.silu(x)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """While inside, autocast is off; the meta device, where costs are counted, has none."""
+    if x.device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def normalise_channels(x_BTHWC: Tensor) -> Tensor:
@@ -212,6 +220,8 @@ def _start_value(
         return torch.ones(shape)
     if isinstance(part, (nn.Conv2d, nn.Linear)):
         return _start_weight(part, shape, getattr(part, "start", Start()), generator)
+    if name == "score_weight":  # (heads, head dim): additive attention
+        return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
     assert name == "grid_weight", f"no start value for {name} of {type(part).__name__}"
     return torch.randn(shape, generator=generator) / math.sqrt(len(parameter))
 

@@ -26,13 +26,38 @@ class RunConfig(Section):
 
 
 class AttentionConfig(Section):
-    kind: Literal["none", "self"] = "self"
-    """Kind of attention: none, or multi-head self-attention over all pairs of tokens."""
+    kind: Literal["none", "additive", "dense", "self", "factorised", "window", "sparse"] = "self"
+    """none; additive: a learned weight per element, no mixing between elements; dense: one head,
+    all pairs; self: several heads, all pairs; factorised: over space, then over time; window: each
+    token's neighbourhood in time and space; sparse: near blocks and evenly strided far ones."""
     heads: int = Field(4, ge=1)
+    """dense has a single one, of heads x head_dim: as wide as all of the others together."""
     head_dim: int = Field(32, ge=0)
     """Width of a head; 0 means the level's channels divided by heads."""
     resolutions: tuple[int, ...] = (8,)
-    """Feature-map heights that get an attention layer, in the generator and the discriminator."""
+    """Feature-map heights that get an attention layer, in each network of `placement`."""
+    placement: tuple[Literal["encoder", "decoder", "discriminator"], ...] = (
+        "encoder", "decoder", "discriminator",
+    )  # fmt: skip
+    """Where the layers are: the generator's encoder (built where a task gives a video), its
+    decoder, the discriminator."""
+    positions: Literal["rotary", "none"] = "rotary"
+    """How queries and keys know their place in time and space; none: order does not count."""
+    scores: Literal["dot", "l2"] = "dot"
+    """dot: q k / sqrt(head_dim); l2: -|q - k|^2 / sqrt(head_dim), without dense's large products of
+    aligned vectors."""
+    window: tuple[int, int, int] = (3, 3, 3)
+    """Keys that a token sees in time, height and width (window); 0 means all of the axis."""
+    block: tuple[int, int, int] = (2, 2, 2)
+    """Tokens of a block in time, height and width (sparse). Larger ones are faster."""
+    reach: tuple[int, int, int] = (1, 0, 0)
+    """Blocks that a block sees to either side in time, height and width (sparse)."""
+    density: float = Field(0.25, ge=0, le=1)
+    """Share of all blocks that a block sees (sparse): those in reach, then far ones at even
+    strides; 1 is all pairs."""
+    mlp_width: int = Field(0, ge=0)
+    """Hidden channels of an MLP that follows each attention layer; it stands there with kind=none
+    too. 0: no MLP. A fine knob to give two kinds the same number of parameters."""
 
 
 class GeneratorConfig(Section):

@@ -1,6 +1,7 @@
 """The rules that span several configuration keys; each message names the key to change."""
 
 from distgan import storage
+from distgan.attention_checks import check_attention
 from distgan.config import Config
 from distgan.errors import UserError
 
@@ -23,19 +24,10 @@ def stored_frames(config: Config) -> int:
 def check_config(config: Config) -> None:
     """Raises `UserError` for the first impossible combination."""
     _check_shapes(config)
-    _check_attention(config)
+    check_attention(config)
     _check_batch(config)
     _check_storage(config)
     _check_rest(config)
-
-
-def level_resolutions(config: Config) -> tuple[list[int], list[int]]:
-    """Feature-map heights of the generator's and the discriminator's levels, finest first."""
-    finest = config.data.resolution // config.model.patch
-    return (
-        [finest // 2**level for level in range(len(config.model.generator.channels))],
-        [finest // 2**level for level in range(len(config.model.discriminator.channels))],
-    )
 
 
 def _check_shapes(config: Config) -> None:
@@ -71,37 +63,6 @@ def _check_shapes(config: Config) -> None:
             f" that data.clip_frames={data.clip_frames} at data.frame_stride={data.frame_stride}"
             " span; raise it, or set it to 0"
         )
-
-
-def _check_attention(config: Config) -> None:
-    attention = config.model.attention
-    if attention.kind == "none":
-        return
-    if attention.head_dim % 2:
-        raise UserError(
-            f"model.attention.head_dim={attention.head_dim} must be even: rotary positions turn "
-            "pairs of channels"
-        )
-    of_generator, of_discriminator = level_resolutions(config)
-    if attention.head_dim == 0:
-        for name, levels, channels in (
-            ("generator", of_generator, config.model.generator.channels),
-            ("discriminator", of_discriminator, config.model.discriminator.channels),
-        ):
-            for resolution, width in zip(levels, channels, strict=True):
-                if resolution in attention.resolutions and width % (2 * attention.heads):
-                    raise UserError(
-                        f"model.attention.heads={attention.heads} does not divide the {width} "
-                        f"channels of the {name} at height {resolution} into heads of even width;"
-                        " change heads, or set model.attention.head_dim"
-                    )
-    for resolution in attention.resolutions:
-        if resolution not in of_generator and resolution not in of_discriminator:
-            known = sorted({*of_generator, *of_discriminator}, reverse=True)
-            raise UserError(
-                f"model.attention.resolutions={list(attention.resolutions)}: no level has height "
-                f"{resolution}; the levels have {known}"
-            )
 
 
 def _check_batch(config: Config) -> None:

@@ -21,6 +21,7 @@ from distgan.blocks import (
     levels_that_halve_time,
     space_to_depth,
     start_with,
+    without_autocast,
 )
 from distgan.config import ModelConfig
 
@@ -41,7 +42,7 @@ class DiscriminatorLevel(nn.Module):
             x_BTHWC = part(x_BTHWC)
         if self.head is None:
             return x_BTHWC, None
-        with torch.autocast(x_BTHWC.device.type, enabled=False):
+        with without_autocast(x_BTHWC):
             pooled_BC = activate(x_BTHWC.float()).mean(dim=(1, 2, 3))
             return x_BTHWC, self.head(pooled_BC)[:, 0]
 
@@ -56,7 +57,7 @@ class FinalHead(nn.Module):
         self.logit = nn.Linear(width, 1, bias=False)
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
-        with torch.autocast(x_BTHWC.device.type, enabled=False):
+        with without_autocast(x_BTHWC):
             pooled_BC = (activate(x_BTHWC.float()).flatten(1, 3) * self.grid_weight).sum(dim=1)
             return self.logit(activate(self.hidden(pooled_BC)))[:, 0]
 
@@ -77,7 +78,7 @@ class Discriminator(nn.Module):
             DiscriminatorLevel(
                 width,
                 own.blocks,
-                attention_at(height, width, config.attention),
+                attention_at(height, width, config.attention, "discriminator"),
                 has_head=level > 0,  # the finest level sees too little for a logit of its own
             )
             for level, (width, height) in enumerate(zip(widths, heights, strict=True))

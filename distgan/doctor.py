@@ -10,10 +10,10 @@ import torch
 
 from distgan import storage
 from distgan.config import Config
+from distgan.costs import network_costs
 from distgan.data.manifest import read_manifest
 from distgan.data.stream import check_fits
 from distgan.errors import UserError
-from distgan.networks import build_discriminator, build_generator, count_parameters
 from distgan.precision import measure_precisions, pick_device
 
 PACKAGES = ("torch", "numpy", "av", "webdataset", "fsspec", "s3fs", "safetensors", "tensorboard")
@@ -41,11 +41,7 @@ def report(config: Config) -> str:
     lines.append(f"bf16         {ratio:.2f} times as fast as fp32 on a small convolution")
     lines.append(f"run folder   {_check_writable(config.run.dir)}")
     lines.append(f"data set     {_check_data(config)}")
-    for name, module in (
-        ("generator", build_generator(config, device)),
-        ("discrim.", build_discriminator(config, device)),
-    ):
-        lines.append(f"{name:<12} {count_parameters(module):,} parameters")
+    lines.append(str(network_costs(config)))
     return "\n".join(lines)
 
 

@@ -68,7 +68,9 @@ class Encoder(nn.Module):
         )
         self.levels = nn.ModuleList(
             EncoderLevel(
-                width, config.generator.blocks, attention_at(height, width, config.attention)
+                width,
+                config.generator.blocks,
+                attention_at(height, width, config.attention, "encoder"),
             )
             for width, height in zip(widths, heights, strict=True)
         )
@@ -130,7 +132,7 @@ class Generator(nn.Module):
                 width,
                 own.blocks,
                 own.style_dim,
-                attention_at(height, width, config.attention),
+                attention_at(height, width, config.attention, "decoder"),
                 reads_video,
             )
             for width, height in zip(widths, heights, strict=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from distgan.attention import twice_differentiable
 
 Discriminator = Callable[[Tensor], Tensor]
 
@@ -63,11 +64,11 @@ def gradient_direction(frozen: Discriminator, video_BCTHW: Tensor, step: float) 
 
 
 def exact(discriminator: Discriminator, video_BCTHW: Tensor) -> PenaltyTerm:
-    """|grad D|^2 through a second derivative; attention takes its plain path, which has one."""
+    """|grad D|^2 through a second derivative; attention takes a path that has one."""
 
     def squared_norm(score_B: Tensor, moved: Sequence[Tensor]) -> Tensor:
         video = video_BCTHW.detach().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):
+        with twice_differentiable():
             (gradient,) = torch.autograd.grad(discriminator(video).sum(), video, create_graph=True)
         return gradient.square().flatten(1).sum(dim=1)
 

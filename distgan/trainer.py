@@ -18,6 +18,7 @@ from tqdm import tqdm
 from distgan.adversarial_step import AdversarialStep, Metrics
 from distgan.config import Config
 from distgan.config_loading import dump_yaml
+from distgan.costs import save_costs
 from distgan.data.stream import ClipBatch, ClipStream
 from distgan.ema import Average, ema_decay
 from distgan.engine import Engine
@@ -135,6 +136,7 @@ class Trainer:
                 writer = stack.enter_context(MetricsWriter(self.config.run.dir, self.step))
                 if self.step == 0:
                     writer.text("config", f"```yaml\n{dump_yaml(self.config)}```")
+                    writer.text("costs", f"```\n{save_costs(self.config)}\n```")
             observer = Observer(
                 self.config, self.stream, self.average, writer, self.team, self.device
             )

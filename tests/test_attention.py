@@ -13,9 +13,8 @@ from distgan.attention import (
     attention_at,
     fast_attention,
     reference_attention,
-    rotary_angles,
-    rotate,
 )
+from distgan.attention.positions import rotary_angles, rotate
 from distgan.blocks import initialise
 from distgan.config import AttentionConfig
 from tests.tiny_networks import CPU, keep_width, tiny_config, tiny_step
@@ -80,7 +79,7 @@ def without_positions(monkeypatch: pytest.MonkeyPatch) -> None:
         length = grid[0] * grid[1] * grid[2]
         return torch.ones(length, head_dim // 2), torch.zeros(length, head_dim // 2)
 
-    monkeypatch.setattr("distgan.attention.rotary_angles", unturned)
+    monkeypatch.setattr("distgan.attention.self_attention.rotary_angles", unturned)
 
 
 def test_without_positions_tokens_may_be_permuted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +180,8 @@ def test_no_bias_is_built() -> None:
 
 def test_the_switch() -> None:
     config = AttentionConfig(heads=2, head_dim=0, resolutions=(8,))
-    (built,) = attention_at(8, 12, config)
+    (built,) = attention_at(8, 12, config, "decoder")
     assert isinstance(built, AttentionLayer) and isinstance(built.mix, SelfAttention)
     assert built.mix.head_dim == 6
-    assert attention_at(4, 12, config) == []
-    assert attention_at(8, 12, AttentionConfig(kind="none", resolutions=(8,))) == []
+    assert attention_at(4, 12, config, "decoder") == []
+    assert attention_at(8, 12, AttentionConfig(kind="none", resolutions=(8,)), "decoder") == []

@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from distgan import config as config_module
+from distgan.attention_checks import level_resolutions
 from distgan.config import Config, Section
-from distgan.config_checks import check_config, level_resolutions
+from distgan.config_checks import check_config
 from distgan.config_loading import (
     build_config,
     dump_yaml,

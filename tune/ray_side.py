@@ -8,7 +8,14 @@ from ray.tune.search import Searcher
 from tune.ledger import Ledger
 
 
-class LedgerSearcher(Searcher):
+class _NotKept:
+    """Tune saves all that it is given beside its own state, which nobody reads back."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class LedgerSearcher(_NotKept, Searcher):
     """Hands out the ledger's jobs, one at a time."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -39,7 +46,7 @@ class LedgerSearcher(Searcher):
         raise NotImplementedError("sweeps go on from their records")
 
 
-class LedgerCallback(ray_tune.Callback):
+class LedgerCallback(_NotKept, ray_tune.Callback):
     """Tells the ledger what Tune hears of its trials."""
 
     def __init__(self, ledger: Ledger) -> None:

@@ -1,0 +1,36 @@
+"""What the kinds that see a part of the tokens share. B clips, N heads, L tokens, D head dim."""
+
+import torch
+from torch import Tensor
+
+from distgan.attention.flex import flex_attention_over, takes_flex
+from distgan.attention.pairwise import as_dot_products, needs_second_derivative
+from distgan.attention.self_attention import SelfAttention
+from distgan.attention.tiles import Tiles, tiled_attention
+from distgan.config import AttentionConfig
+from distgan.sparsity import Grid
+
+
+class LocalAttention(SelfAttention):
+    """Attention to the keys that `mask` defines, computed by `tiles`, or on a GPU by FlexAttention
+    with the tiles' order of tokens."""
+
+    def __init__(self, width: int, head_dim: int, config: AttentionConfig) -> None:
+        super().__init__(width, config.heads, head_dim, config.scores, config.positions)
+
+    def tiles(self, grid: Grid, device: torch.device) -> Tiles:
+        """What each tile of queries reads and sees."""
+        raise NotImplementedError
+
+    def attend(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, grid: Grid) -> Tensor:
+        tiles = self.tiles(grid, q_BNLD.device)
+        q, k = as_dot_products(q_BNLD, k_BNLD, self.scores)
+        scale = self.head_dim**-0.5
+        if takes_flex(v_BNLD) and not needs_second_derivative():
+            return flex_attention_over(q, k, v_BNLD, scale, tiles)
+        return tiled_attention(q * scale, k, v_BNLD, tiles)
+
+    def kept_for_backward(
+        self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return *as_dot_products(q_BNLD, k_BNLD, self.scores), v_BNLD.flatten(0, 1)

@@ -1,0 +1,98 @@
+"""Attention over all pairs: `self` with several heads, `dense` with one; the base of local kinds.
+
+Shapes: B clips, L tokens of a grid (T, H, W), N heads, D head dim, E width, Q chosen queries.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distgan.attention.pairwise import (
+    Scores,
+    as_dot_products,
+    attention_weights,
+    fast_attention,
+)
+from distgan.attention.positions import rotary_angles, rotate
+from distgan.sparsity import Grid
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention over all pairs of tokens, with normalised queries and keys.
+
+    Query-key normalisation (Henry et al. 2020) bounds the scores; positions are rotary. No biases:
+    the gradient of a key bias is zero in theory and rounding noise in fact.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_dim: int,
+        scores: Scores = "dot",
+        positions: Literal["rotary", "none"] = "rotary",
+    ) -> None:
+        super().__init__()
+        self.heads, self.head_dim = heads, head_dim
+        self.scores: Scores = scores
+        self.positions = positions
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6)
+        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6)
+        self.out = nn.Linear(heads * head_dim, width, bias=False)
+
+    def forward(self, tokens_BLE: Tensor, grid: Grid) -> Tensor:
+        q, k, v = self.heads_of(tokens_BLE, grid)
+        return self.out(self.attend(q, k, v, grid).transpose(1, 2).flatten(2))
+
+    def attend(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, grid: Grid) -> Tensor:
+        """The fast path, from heads to heads."""
+        return fast_attention(q_BNLD, k_BNLD, v_BNLD, self.scores)
+
+    def mask(self, grid: Grid, device: torch.device) -> Tensor | None:
+        """(L, L) bool by the kind's definition: which keys (columns) each query sees; None: all."""
+        return None
+
+    def num_pairs(self, grid: Grid) -> int:
+        """Pairs of a query and a key that it sees: the True places of `mask`."""
+        return math.prod(grid) ** 2
+
+    def kept_for_backward(
+        self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What `attend` keeps of its inputs for the backward pass, or tensors of these shapes."""
+        q, k = as_dot_products(q_BNLD, k_BNLD, self.scores)
+        padding = q.shape[-1] - self.head_dim
+        return q, k, F.pad(v_BNLD, (0, padding)) if padding else v_BNLD
+
+    def heads_of(self, tokens_BLE: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (normalised and rotated) and values, each (B, N, L, D)."""
+        batch, length, _ = tokens_BLE.shape
+        qkv = self.qkv(tokens_BLE).view(batch, length, 3, self.heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = self.query_norm(q.float()), self.key_norm(k.float())
+        if self.positions == "rotary":
+            cos_LP, sin_LP = rotary_angles(grid, self.head_dim, tokens_BLE.device)
+            q, k = rotate(q, cos_LP, sin_LP), rotate(k, cos_LP, sin_LP)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def looks(
+        self,
+        tokens_BLE: Tensor,
+        grid: Grid,
+        places: list[int],
+        mask_LL: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """How much the tokens at `places` take of each token: (B, N, Q, L), rows sum to 1.
+
+        Args:
+            mask_LL: in place of the kind's own.
+        """
+        q, k, _ = self.heads_of(tokens_BLE, grid)
+        if mask_LL is None:
+            mask_LL = self.mask(grid, tokens_BLE.device)
+        mask_QL = None if mask_LL is None else mask_LL[places]
+        return {"": attention_weights(q[:, :, places].float(), k.float(), self.scores, mask_QL)}
