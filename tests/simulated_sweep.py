@@ -6,6 +6,7 @@ Problems, all published:
 - Branin's function (Dixon and Szego 1978) over two hyperparameters, reached along power laws,
   c + a * step ** -b ("pow3" in Domhan et al. 2015, from which no curve of a real network strays
   far), with a and b of each configuration's own, so curves cross, and noise on each evaluation.
+- Hartmann's function of six hyperparameters (Dixon and Szego 1978), with one shape of curve.
 - The toy problem of population-based training (Jaderberg et al. 2017, section 3 and figure 2).
 - A noisy quadratic (Schaul et al. 2013): the best learning rate falls while it trains.
 """
@@ -17,6 +18,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import numpy as np
 
 from distgan.config import Config
 from distgan.seeding import numpy_generator
@@ -159,6 +162,34 @@ def curve_of(overrides: Overrides, seed: int) -> PowerLaw:
     x, y = overrides[X], overrides[Y]
     assert isinstance(x, int | float) and isinstance(y, int | float)
     return branin_curve(x, y, seed)
+
+
+HARTMANN_KEYS = (
+    "train.augment.probability", "train.augment.brightness", "optim.generator.weight_decay",
+    "optim.discriminator.weight_decay", "optim.generator.lr_final", "optim.discriminator.lr_final",
+)  # fmt: skip  # keys that take any number from 0 to 1
+_HARTMANN_HEIGHT = np.array([1.0, 1.2, 3.0, 3.2])
+_HARTMANN_WIDTH = np.array([
+    [10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14],
+    [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14],
+])  # fmt: skip
+_HARTMANN_PLACE = 1e-4 * np.array([
+    [1312, 1696, 5569, 124, 8283, 5886], [2329, 4135, 8307, 3736, 1004, 9991],
+    [2348, 1451, 3522, 2883, 3047, 6650], [4047, 8828, 8732, 5743, 1091, 381],
+])  # fmt: skip
+
+
+class Hartmann:
+    """A curve to 3.32237 plus Hartmann's function of six numbers from 0 to 1: at least 0."""
+
+    def train(self, overrides: Overrides, step: int) -> float:
+        return hartmann(overrides) + 20 / step
+
+
+def hartmann(overrides: Overrides) -> float:
+    x = np.array([overrides[key] for key in HARTMANN_KEYS], dtype=float)
+    bumps = np.exp(-(_HARTMANN_WIDTH * (x - _HARTMANN_PLACE) ** 2).sum(axis=1))
+    return 3.32237 - float(_HARTMANN_HEIGHT @ bumps)
 
 
 @dataclass

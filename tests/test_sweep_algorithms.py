@@ -2,23 +2,29 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+from scipy.stats import wilcoxon
 
 from tests.simulated_sweep import (
+    HARTMANN_KEYS,
     METRIC,
     MOST_STEPS,
     RATE,
     TOY_VALUES,
+    Hartmann,
     NoisyQuadratic,
     Simulated,
     ToyMember,
     X,
     Y,
     best_fixed_rate,
+    branin,
     branin_curve,
     curve_of,
+    hartmann,
     simulate,
     spec_of,
     start_branin,
@@ -76,9 +82,37 @@ def test_what_is_not_asha_does_not() -> None:
     assert not any(race(asha(seed, mode="max"), seed).found for seed in range(5))
 
 
-def best_of(algorithm: str, seed: int) -> float:
-    """The best value, without noise, of 40 trials one at a time."""
-    ...
+def test_the_functions_have_their_published_optima() -> None:
+    assert min(branin(math.pi, 2.275), branin(-math.pi, 12.275)) == pytest.approx(
+        0.397887, abs=1e-5
+    )
+    place = (0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573)
+    best = hartmann(dict(zip(HARTMANN_KEYS, place, strict=True)))
+    assert best == pytest.approx(0.0, abs=1e-4)
+
+
+def best_of_thirty(algorithm: str, seed: int) -> float:
+    """The best of 30 trials, one at a time, on Hartmann's function."""
+    space = {key: {"uniform": [0.0, 1.0]} for key in HARTMANN_KEYS}
+    spec = spec_of(algorithm, space, max_steps=MOST_STEPS, num_trials=30, seed=seed)
+    done = simulate(spec, lambda overrides, _: Hartmann(), at_a_time=1, every=MOST_STEPS)
+    assert len(done.records) == 31
+    return hartmann(done.best().overrides)
+
+
+def doubt(first: Sequence[float], second: Sequence[float]) -> float:
+    """That the first are no better (lower): Wilcoxon's one-sided signed-rank test over seeds."""
+    return float(wilcoxon(first, second, alternative="less").pvalue)
+
+
+def test_tpe_beats_random_search_at_the_same_budget() -> None:
+    tpe = [best_of_thirty("tpe", seed) for seed in SEEDS]
+    chance = [best_of_thirty("random", seed) for seed in SEEDS]
+    assert doubt(tpe, chance) < 0.001
+    assert statistics.median(tpe) < 0.6 * statistics.median(chance)
+    # The measure can fail: random search does not beat random search.
+    others = [best_of_thirty("random", seed + 100) for seed in SEEDS]
+    assert doubt(others, chance) > 0.05
 
 
 def test_pbt_beats_every_fixed_setting_where_the_optimum_moves() -> None:
