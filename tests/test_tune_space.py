@@ -68,7 +68,9 @@ def test_values_are_those_that_the_configuration_holds() -> None:
         ({"randint": [2, 5]}, 2, 5),
     ],
 )
-def test_draws_fill_the_range_and_stay_in_it(given: dict[str, Any], low: float, high: float) -> None:
+def test_draws_fill_the_range_and_stay_in_it(
+    given: dict[str, Any], low: float, high: float
+) -> None:
     made = space(loss__gamma=given)
     drawn = [made.sample(0, index)["loss.gamma"] for index in range(300)]
     numbers = [value for value in drawn if isinstance(value, (int, float))]

@@ -49,7 +49,7 @@ class RayStopping:
         value = value if math.isfinite(value) else self.worst
         result = {_STEP: step, self.metric: value}
         decision = self.scheduler.on_trial_result(controller, self._as_ray(trial_id), result)
-        return bool(decision == TrialScheduler.STOP)
+        return decision in (TrialScheduler.STOP, TrialScheduler.PAUSE)
 
     def _as_ray(self, trial_id: str) -> Any:
         return self.trials[trial_id]
@@ -78,6 +78,7 @@ def stopping_rule(spec: SweepSpec, evaluation_steps: int) -> StoppingRule:
             metric=metric.name,
             mode=metric.mode,
             grace_period=spec.grace_steps or max(spec.max_steps // 3, 1),
+            hard_stop=False,  # it would not bear to hear more of a trial that it has stopped
         )
         return RayStopping(median, metric.name, metric.mode)
     return NoStopping()

@@ -1,30 +1,34 @@
 """Keeps a sweep's storage bounded: what nobody needs of trials that ended is removed."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import JsonValue
 
 from distgan import storage
+from tune.ranking import pareto_front, rank
 from tune.records import SweepSpec, TrialRecord, trial_folder
 
-_ENDED = ("finished", "stopped", "diverged", "failed")
 _LARGE = ("checkpoints", "generator")
 
 
-def losers(spec: SweepSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+def losers(
+    spec: SweepSpec, records: Sequence[TrialRecord], base: Mapping[str, JsonValue]
+) -> list[TrialRecord]:
     """Trials that ended and are none of the best `spec.keep` configurations'.
 
-    Configurations are ranked by the mean of the first metric over their trials; one that is not
-    finished, for instance because a repeat of it still runs, keeps what it has.
+    The best of several metrics are kept beside these: those that no other one beats in all. A
+    configuration of which a repeat still runs keeps what it has.
+
+    Args:
+        base: dotted key -> value of the base configuration.
     """
-    groups: dict[str, list[TrialRecord]] = {}
-    for record in records:
-        groups.setdefault(record.group, []).append(record)
-    ended = {
-        name: group for name, group in groups.items() if all(r.status in _ENDED for r in group)
-    }
-    best = sorted(ended, key=lambda name: (_loss(spec, ended[name]), name))[: spec.keep]
-    bad = [r for group in ended.values() for r in group if r.status in ("diverged", "failed")]
-    return bad + [r for name in ended if name not in best for r in ended[name] if r not in bad]
+    candidates = rank(spec, records, base)
+    ended = [c for c in candidates if all(trial.status != "running" for trial in c.trials)]
+    sound = [c for c in ended if c.state in ("finished", "unfinished")]
+    kept = {candidate.group for candidate in sound[: spec.keep]}
+    if len(spec.metrics) > 1:
+        kept |= {candidate.group for candidate in pareto_front(spec, candidates)}
+    return [trial for c in ended if c.group not in kept for trial in c.trials]
 
 
 def remove_large(folder: str, records: Iterable[TrialRecord]) -> None:
@@ -32,12 +36,3 @@ def remove_large(folder: str, records: Iterable[TrialRecord]) -> None:
     for record in records:
         for name in _LARGE:
             storage.remove_tree(storage.join(trial_folder(folder, record.trial_id), name))
-
-
-def _loss(spec: SweepSpec, records: Sequence[TrialRecord]) -> float:
-    """Lower is better; infinite if a trial has no value."""
-    metric = spec.metrics[0]
-    sign = 1 if metric.mode == "min" else -1
-    values = [sign * record.values.get(metric.name, math.nan) for record in records]
-    mean = sum(values) / len(values)
-    return math.inf if math.isnan(mean) else mean

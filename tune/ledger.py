@@ -58,6 +58,7 @@ class Ledger:
             if job is None:
                 return None
             write_record(self.folder, job.record)
+            self._removed.discard(job.record.trial_id)
             return _as_config(job)
 
     def is_finished(self) -> bool:
@@ -117,7 +118,8 @@ class Ledger:
         """What is large of those that ended and are not among the best."""
         with self._lock:
             records = list(self.plan.records.values())
-        new = [r for r in losers(self.spec, records) if r.trial_id not in self._removed]
+        lost = losers(self.spec, records, self.plan.space.flat_base)
+        new = [record for record in lost if record.trial_id not in self._removed]
         remove_large(self.folder, new)
         self._removed |= {record.trial_id for record in new}
 

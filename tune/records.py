@@ -72,8 +72,9 @@ class SweepSpec(Section):
     perturbation_steps: int = Field(0, ge=0)
     """pbt: steps between copies of the better trials' state; 0: a fifth of max_steps."""
     keep: int = Field(3, ge=1)
-    """Checkpoints of the best so many finished trials stay, and those of trials that go on. Of
-    others, the metrics, the configuration and the exported generator stay."""
+    """Checkpoints and exported generators of the best so many configurations stay (with several
+    metrics, also of all that none beats in each), and those of trials that go on. Of others,
+    metrics, events, samples and the configuration stay."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,9 +49,9 @@ class Space:
         if not tree:
             raise UserError("the search space is empty; give a key, such as "
                             "optim.generator.lr: {loguniform: [1e-5, 1e-3]}")  # fmt: skip
-        self.base = base
+        self.base, self.flat_base = base, flatten(base)
         self.keys = {key: self._checked(key, given) for key, given in tree.items()}
-        self.base_overrides: Overrides = {key: flatten(base)[key] for key in self.keys}
+        self.base_overrides: Overrides = {key: self.flat_base[key] for key in self.keys}
         self._refuse_contradictions()
 
     def problem(self, overrides: Mapping[str, JsonValue]) -> str:

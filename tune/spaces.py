@@ -5,10 +5,22 @@ the feature map) are never sampled.
 """
 
 ATTENTION: dict[str, object] = {
-    "model.attention.kind": {"choice": ["none", "self"]},
+    "model.attention.kind": {
+        "choice": ["none", "additive", "dense", "self", "factorised", "window", "sparse"]
+    },
     "model.attention.heads": {"choice": [1, 2, 4, 8]},
     "model.attention.head_dim": {"choice": [16, 32, 64]},
     "model.attention.resolutions": {"choice": [[4], [8], [8, 4], [16], [16, 8]]},
+    "model.attention.placement": {
+        "choice": [
+            ["encoder", "decoder", "discriminator"],
+            ["encoder", "decoder"],
+            ["discriminator"],
+        ]
+    },
+    "model.attention.scores": {"choice": ["dot", "l2"]},
+    "model.attention.window": {"choice": [[3, 3, 3], [3, 5, 5], [0, 3, 3]]},
+    "model.attention.density": {"choice": [0.125, 0.25, 0.5]},
 }
 
 OPTIMIZER: dict[str, object] = {

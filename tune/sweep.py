@@ -6,6 +6,7 @@ Ctrl-C lets all trials end with a checkpoint.
 """
 
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -99,8 +100,7 @@ class _Sweep:
         self.folder = config.run.dir
         records = read_sweep(self.folder)[1]
         rule = stopping_rule(spec, evaluation_steps(config, spec))
-        for record in records:
-            _tell_again(rule, self.folder, record, spec)
+        _tell_again(rule, self.folder, records, spec)
         plan = Plan(
             spec, space, records, read_generations(self.folder),
             store=lambda generations: write_generations(self.folder, generations),
@@ -163,7 +163,10 @@ class _Sweep:
         return ray_tune.Tuner(
             ray_tune.with_resources(trainable, placement(self.config, self.spec)),
             tune_config=ray_tune.TuneConfig(
-                search_alg=LedgerSearcher(self.ledger), num_samples=-1, reuse_actors=True
+                search_alg=LedgerSearcher(self.ledger),
+                num_samples=-1,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=ray_tune.RunConfig(
                 name=f"start-{time.time_ns()}",
@@ -176,21 +179,28 @@ class _Sweep:
         )
 
     def _fit(self, tuner: ray_tune.Tuner) -> None:
+        # What befalls trials is told by the ledger; Tune would tell it again, with tracebacks.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
             tuner.fit()
         except BaseException as error:  # noqa: BLE001  # raised again by the main thread
             self.error = error
 
 
-def _tell_again(rule: StoppingRule, folder: str, record: TrialRecord, spec: SweepSpec) -> None:
-    """What the rule was told of a trial before the sweep was interrupted."""
-    path = storage.join(trial_folder(folder, record.trial_id), METRICS_NAME)
-    if not storage.exists(path):
-        return
+def _tell_again(
+    rule: StoppingRule, folder: str, records: Sequence[TrialRecord], spec: SweepSpec
+) -> None:
+    """What the rule was told before the sweep was interrupted; what it says now does not count."""
     name = spec.metrics[0].name
-    for line in read_metrics(path):
-        if name in line and line["step"] < spec.max_steps:
-            rule.stops(record.trial_id, int(line["step"]), line[name])
+    told = []
+    for record in records:
+        path = storage.join(trial_folder(folder, record.trial_id), METRICS_NAME)
+        if storage.exists(path):
+            lines = [line for line in read_metrics(path) if name in line]
+            told += [(int(line["step"]), record.trial_id, line[name]) for line in lines]
+    for step, trial_id, value in sorted(told, key=lambda each: each[:2]):
+        if step < spec.max_steps:
+            rule.stops(trial_id, step, value)
 
 
 def _refuse_all_bad(records: Sequence[TrialRecord]) -> None:
