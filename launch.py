@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,6 +137,9 @@ def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     from tune.options import add_options
 
     tune = _add(commands, "tune", "search hyperparameters with many trials", _tune)
+    instead = tune.add_mutually_exclusive_group()
+    for action, (text, _) in SWEEP_ACTIONS.items():
+        instead.add_argument(f"--{action}", metavar="RUN", help=f"instead of a sweep: {text}")
     add_options(tune)
     _add_config(tune)
 
@@ -256,9 +260,12 @@ def _data_index(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    return _run_training(_config(arguments))
+
+
+def _run_training(config: "Config") -> int:
     from distgan.metrics.writer import tensorboard_command
 
-    config = _config(arguments)
     if not config.data.shards:
         raise UserError("data.shards is not set: give the folder that `launch.py prepare` wrote")
     if config.cluster.num_workers:
@@ -272,6 +279,9 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
+    for action, (_, handler) in SWEEP_ACTIONS.items():
+        if getattr(arguments, action):
+            return handler(arguments)
     from tune.options import given_options
     from tune.results import write_results
     from tune.settings import make_spec
@@ -285,6 +295,57 @@ def _tune(arguments: argparse.Namespace) -> int:
     if not outcome.is_complete:
         print(f"stopped; run the same command again to go on in {config.run.dir}")
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _tune_status(arguments: argparse.Namespace) -> int:
+    from tune.overview import status
+
+    print(status(_sweep_folder(arguments, arguments.status)))
+    return 0
+
+
+def _tune_report(arguments: argparse.Namespace) -> int:
+    from tune.results import write_results
+
+    print(write_results(_sweep_folder(arguments, arguments.report)))
+    return 0
+
+
+def _tune_export(arguments: argparse.Namespace) -> int:
+    from tune.winner import export_winner
+
+    target, trial, step = export_winner(_sweep_folder(arguments, arguments.export))
+    print(f"the generator of {trial} at step {step} is in {target}; make videos with:")
+    print(f"python launch.py generate --run {shlex.quote(target)} --output OUT")
+    return 0
+
+
+def _tune_retrain(arguments: argparse.Namespace) -> int:
+    from distgan import storage
+    from distgan.config_loading import load_config
+    from distgan.paths import absolute
+    from tune.winner import retrained_config
+
+    about_storage = [text for text in arguments.overrides if text.startswith("storage.")]
+    storage.configure(load_config(overrides=about_storage).storage)
+    return _run_training(retrained_config(absolute(arguments.retrain), arguments.overrides))
+
+
+def _sweep_folder(arguments: argparse.Namespace, folder: str) -> str:
+    """The folder of a sweep that is there, ready to be read."""
+    from distgan.paths import absolute
+
+    _configure_storage(arguments)
+    return absolute(folder)
+
+
+SWEEP_ACTIONS = {
+    "status": ("show the trials of a sweep so far, from its folder or URL", _tune_status),
+    "report": ("write its results anew: report.md, best.yaml, tables, plots", _tune_report),
+    "export": ("copy the winner's generator to best_generator/ in its folder", _tune_export),
+    "retrain": ("train the winner from its start in the folder best/ in its folder; overrides, "
+                "such as train.max_steps=20000, count", _tune_retrain),
+}  # fmt: skip
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -38,6 +38,16 @@ def load_config(
             _assign(tree, key, value)
         tree["preset"] = preset
     _merge(tree, from_file)
+    for key, value in parse_overrides(overrides).items():
+        _assign(tree, key, value)
+    config = build_config(tree)
+    check_config(config)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> Tree:
+    """Dotted key -> value, of texts such as "a.b.c=value"; `UserError` if one is none."""
+    values: Tree = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -46,10 +56,8 @@ def load_config(
             raise UserError(
                 f"override {override!r} would change a preset's name alone; use --preset {text}"
             )
-        _assign(tree, key.strip(), _parse_value(key, text))
-    config = build_config(tree)
-    check_config(config)
-    return config
+        values[key.strip()] = _parse_value(key, text)
+    return values
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:

@@ -31,8 +31,9 @@ from tests.sweep_folders import (
 )  # fmt: skip
 from tests.test_hparams import shown
 from tests.tiny import launch
+from tune.overview import best_config, load_sweep, overrides_line
 from tune.records import read_sweep, write_record
-from tune.results import best_config, load_sweep, overrides_line, write_results
+from tune.results import write_results
 
 
 @pytest.fixture(scope="module")

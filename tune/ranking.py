@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 from pydantic import JsonValue
 
-from distgan.seeding import numpy_generator
 from tune.records import BASE, MetricSpec, SweepSpec, TrialRecord
 
 _REDRAWS = 20_000
@@ -141,6 +140,8 @@ def judge(spec: SweepSpec, candidates: Sequence[Candidate]) -> Certainty | None:
     Each finished candidate's mean is redrawn from Student's t distribution about it, with the
     spread over seeds that the better half of the candidates shares (worse ones scatter more).
     """
+    from distgan.seeding import numpy_generator  # brings torch, which --status can do without
+
     finished = [candidate for candidate in candidates if candidate.state == "finished"]
     half = finished[: max(2, math.ceil(len(finished) / 2))]
     repeated = [candidate for candidate in half if len(candidate.values) > 1]

@@ -8,7 +8,7 @@ from distgan import storage
 from tune.importance import LEAST_TRIALS, Importance
 from tune.ranking import Candidate, base_of, judge, pareto_front, score, winner
 from tune.records import BASE, MetricSpec, SweepSpec
-from tune.tables import MARKDOWN, number
+from tune.tables import MARKDOWN, counts, number
 
 NAME = "report.md"
 
@@ -110,15 +110,6 @@ def _luck(spec: SweepSpec, candidates: Sequence[Candidate], best: Candidate) -> 
             yield f"Luck may hide that these are better: {', '.join(verdict.rivals)}."
         else:
             yield "No other configuration comes within reach of luck."
-
-
-def counts(candidates: Sequence[Candidate]) -> str:
-    """Such as "12 trials: 9 finished, 2 diverged, 1 failed"."""
-    statuses = Counter(trial.status for candidate in candidates for trial in candidate.trials)
-    total = sum(statuses.values())
-    return f"{total} trial{'' if total == 1 else 's'}: " + (
-        ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "none yet"
-    )
 
 
 def _percent(chance: float) -> str:

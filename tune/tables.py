@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,15 @@ def as_text(spec: SweepSpec, candidates: Sequence[Candidate]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
+    )
+
+
+def counts(candidates: Sequence[Candidate]) -> str:
+    """Such as "12 trials: 9 finished, 2 diverged, 1 failed"."""
+    statuses = Counter(trial.status for candidate in candidates for trial in candidate.trials)
+    total = sum(statuses.values())
+    return f"{total} trial{'' if total == 1 else 's'}: " + (
+        ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "none yet"
     )
 
 
