@@ -52,6 +52,13 @@ class Distribution:
             return [self._on_grid(index) for index in range(count)]
         return None
 
+    def as_tree(self) -> dict[str, list[JsonValue]]:
+        """As a space file holds it; `parse_distribution` reads it back."""
+        if self.is_listed:
+            return {self.kind: list(self.values)}
+        numbers = [self.low, self.high, *([self.step] if self.step else [])]
+        return {self.kind: [int(n) if self.is_whole else n for n in numbers]}
+
     def contains(self, value: JsonValue) -> bool:
         values = self.all_values()
         if values is not None:

@@ -64,6 +64,11 @@ class Ledger:
     def is_finished(self) -> bool:
         return self.closed or self.plan.is_finished()
 
+    def end_with(self, problem: UserError) -> None:
+        """Ends the sweep; trials that run end with a checkpoint."""
+        self.problem = self.problem or problem
+        self.closed = True
+
     def note_evaluation(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Writes it down, and asks the trial to stop if the algorithm says so."""
         with self._lock:
@@ -86,8 +91,7 @@ class Ledger:
             seconds = max(record.seconds, float(result["seconds"]))
             record = replace(record, seconds=seconds)
             if state == "unmeasured":
-                self.problem = UserError(reason)
-                self.closed = True
+                self.end_with(UserError(reason))
             if state in ("finished", "stopped", "diverged", "failed"):
                 record = replace(record, status=state, reason=reason)  # type: ignore[arg-type]
                 self.tell(happened(record))

@@ -5,6 +5,7 @@ from typing import Any
 from ray import tune as ray_tune
 from ray.tune.search import Searcher
 
+from distgan.errors import UserError
 from tune.ledger import Ledger
 
 
@@ -29,7 +30,11 @@ class LedgerSearcher(_NotKept, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """A job, None (not now), or `Searcher.FINISHED`, a text."""
-        job = self.ledger.next_job()
+        try:
+            job = self.ledger.next_job()
+        except UserError as error:  # Tune would wrap it; the main thread raises it
+            self.ledger.end_with(error)
+            return Searcher.FINISHED
         if job is not None:
             return job
         return Searcher.FINISHED if self.ledger.is_finished() else None

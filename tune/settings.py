@@ -42,7 +42,12 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
         settings["num_trials"] = len(checked.grid()) if grid else DEFAULT_TRIALS
     try:
         spec = SweepSpec.model_validate(
-            settings | {"space": space, "seed": config.seed, "max_steps": config.train.max_steps}
+            settings
+            | {
+                "space": {key: d.as_tree() for key, d in checked.keys.items()},
+                "seed": config.seed,
+                "max_steps": config.train.max_steps,
+            }
         )
     except ValidationError as error:
         lines = [

@@ -132,6 +132,7 @@ class _Sweep:
         _say(table(self.spec, records, total))
         complete = len(records) >= total and all(r.status != "running" for r in records)
         if complete:
+            storage.remove_tree(storage.join(self.folder, "ray"))
             _refuse_all_bad(records)
         return SweepOutcome(records, signals.received, complete)
 

@@ -7,8 +7,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from distgan import storage
+from distgan.checkpoint import committed_steps
 from distgan.config import Config
 from distgan.errors import DistganError
+from distgan.metrics.writer import METRICS_NAME, read_metrics
 from distgan.trainer import Outcome
 from tune.records import MetricSpec
 
@@ -83,6 +86,7 @@ class Training:
 
     def _train(self) -> None:
         try:
+            self._latest = _logged_before(self.config.run.dir)
             if self.config.cluster.num_workers:
                 from cluster.job import train_on_cluster as train
             else:
@@ -112,3 +116,15 @@ class Training:
                 raise UnmeasuredError(
                     f"--metric {metric.name}: no trial reports it; logged are: {logged}"
                 )
+
+
+def _logged_before(run_dir: str) -> dict[str, float]:
+    """What earlier starts logged last, up to the checkpoint from which the run goes on."""
+    path = storage.join(run_dir, METRICS_NAME)
+    step = max(committed_steps(run_dir), default=0)
+    latest: dict[str, float] = {}
+    if step and storage.exists(path):
+        for line in read_metrics(path):
+            if line["step"] <= step:
+                latest |= {tag: value for tag, value in line.items() if tag != "step"}
+    return latest
