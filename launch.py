@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ EXAMPLES = {
     "generate": "python launch.py generate --run runs/small-64-0 --output out --num 8 --seed 100",
     "compare": "python launch.py compare --output compare --kinds self,none --seeds 2 --steps 400",
     "doctor": "python launch.py doctor --preset base-128",
+    "tune": "python launch.py tune --preset demo data.shards=data/mine --space optimizer "
+    "--algorithm asha --num-trials 30",
     "submit": "python launch.py submit -- train cluster.num_workers=4 run.dir=s3://bucket/run",
 }
 
@@ -61,6 +64,18 @@ when the same command is run again; other settings are refused then.""",
 The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
 travels there without runs, data and environments. Prints the job's output and ends with its exit
 code. `ray job submit --working-dir . -- python launch.py train ...` works just as well.""",
+    "tune": """
+Each trial trains as `launch.py train` does; cluster.num_workers is of each trial (0: in one
+process). The base configuration is always a trial too. Run it again to go on: what ended is not
+trained again.
+
+A space is a YAML file of configuration keys, such as
+  optim.generator.lr: {loguniform: [1e-5, 1e-3]}
+  model.attention.kind: {choice: [none, self]}
+with choice, uniform, quniform, loguniform, randint or grid; or a ready one: attention, optimizer,
+both. random, grid and pbt's first members follow from the seed alone; so does what tpe suggests
+with --max-concurrent 1. Nothing is promised for which trials asha, median and pbt stop or copy
+while several run at a time: that depends on which comes first.""",
     "data verify": """
 Reads and decodes everything, in worker processes. Ends with exit code 0 if the data
 set is sound; else with 2, after a line for each problem: shard, sample, what is wrong.""",
@@ -123,12 +138,25 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = _add(commands, "doctor", "check this machine, and what a configuration needs", _doctor)
     _add_config(doctor)
 
+    _add_tune(commands)
+
     submit = _add(commands, "submit", "run a command on a Ray cluster, as a job", _submit)
     submit.add_argument("--no-wait", action="store_true", help="return when the job is submitted, "
                         "not when it has ended")  # fmt: skip
     submit.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- COMMAND ...",
                         help="the command line, without `python launch.py`")  # fmt: skip
     return parser
+
+
+def _add_tune(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from tune.options import add_options
+
+    tune = _add(commands, "tune", "search hyperparameters with many trials", _tune)
+    instead = tune.add_mutually_exclusive_group()
+    for action, (text, _) in SWEEP_ACTIONS.items():
+        instead.add_argument(f"--{action}", metavar="RUN", help=f"instead of a sweep: {text}")
+    add_options(tune)
+    _add_config(tune)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -276,9 +304,12 @@ def _data_index(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    return _run_training(_config(arguments))
+
+
+def _run_training(config: "Config") -> int:
     from distgan.metrics.writer import tensorboard_command
 
-    config = _config(arguments)
     if not config.data.shards:
         raise UserError("data.shards is not set: give the folder that `launch.py prepare` wrote")
     if config.cluster.num_workers:
@@ -289,6 +320,76 @@ def _train(arguments: argparse.Namespace) -> int:
     print(f"stopped at step {outcome.step}: {outcome.reason}")
     print(f"look at it with: {tensorboard_command(config.run.dir)}")
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    for action, (_, handler) in SWEEP_ACTIONS.items():
+        if getattr(arguments, action):
+            return handler(arguments)
+    from tune.options import given_options
+    from tune.results import write_results
+    from tune.settings import make_spec
+    from tune.space import read_space
+    from tune.sweep import run_sweep
+
+    config = _config(arguments, folder="sweeps")
+    spec = make_spec(config, read_space(arguments.space), given_options(arguments))
+    outcome = run_sweep(config, spec)
+    print(write_results(config.run.dir))
+    if not outcome.is_complete:
+        print(f"stopped; run the same command again to go on in {config.run.dir}")
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def _tune_status(arguments: argparse.Namespace) -> int:
+    from tune.overview import status
+
+    print(status(_sweep_folder(arguments, arguments.status)))
+    return 0
+
+
+def _tune_report(arguments: argparse.Namespace) -> int:
+    from tune.results import write_results
+
+    print(write_results(_sweep_folder(arguments, arguments.report)))
+    return 0
+
+
+def _tune_export(arguments: argparse.Namespace) -> int:
+    from tune.winner import export_winner
+
+    target, trial, step = export_winner(_sweep_folder(arguments, arguments.export))
+    print(f"the generator of {trial} at step {step} is in {target}; make videos with:")
+    print(f"python launch.py generate --run {shlex.quote(target)} --output OUT")
+    return 0
+
+
+def _tune_retrain(arguments: argparse.Namespace) -> int:
+    from distgan import storage
+    from distgan.config_loading import load_config
+    from distgan.paths import absolute
+    from tune.winner import retrained_config
+
+    about_storage = [text for text in arguments.overrides if text.startswith("storage.")]
+    storage.configure(load_config(overrides=about_storage).storage)
+    return _run_training(retrained_config(absolute(arguments.retrain), arguments.overrides))
+
+
+def _sweep_folder(arguments: argparse.Namespace, folder: str) -> str:
+    """The folder of a sweep that is there, ready to be read."""
+    from distgan.paths import absolute
+
+    _configure_storage(arguments)
+    return absolute(folder)
+
+
+SWEEP_ACTIONS = {
+    "status": ("show the trials of a sweep so far, from its folder or URL", _tune_status),
+    "report": ("write its results anew: report.md, best.yaml, tables, plots", _tune_report),
+    "export": ("copy the winner's generator to best_generator/ in its folder", _tune_export),
+    "retrain": ("train the winner from its start in the folder best/ in its folder; overrides, "
+                "such as train.max_steps=20000, count", _tune_retrain),
+}  # fmt: skip
 
 
 def _generate(arguments: argparse.Namespace) -> int:
@@ -438,13 +539,13 @@ def _configure_storage(arguments: argparse.Namespace) -> None:
     storage.configure(_storage_options(arguments))
 
 
-def _config(arguments: argparse.Namespace) -> "Config":
+def _config(arguments: argparse.Namespace, folder: str = "runs") -> "Config":
     """The checked configuration, with absolute paths and a run folder."""
     from distgan.config_loading import load_config, with_values
     from distgan.paths import absolute
 
     config = load_config(arguments.preset, arguments.config, arguments.overrides)
-    run_dir = config.run.dir or f"runs/{config.preset}-{config.seed}"
+    run_dir = config.run.dir or f"{folder}/{config.preset}-{config.seed}"
     paths = {
         "run.dir": run_dir,
         "run.init_from": config.run.init_from,

@@ -40,6 +40,16 @@ class Failure:
 
 
 @dataclass
+class Evaluation:
+    """What rank 0 logged at a step, where the starting process listens."""
+
+    step: int
+    seconds: float
+    """Training time over all starts of the run."""
+    logged: dict[str, float]
+
+
+@dataclass
 class Snapshot:
     """All that the board knows."""
 
@@ -47,6 +57,8 @@ class Snapshot:
     ranks: dict[int, RankFacts]
     failures: list[Failure]
     outcome: dict[str, Any] | None
+    evaluation: Evaluation | None = None
+    """One that rank 0 waits with."""
 
 
 class Board:
@@ -57,6 +69,7 @@ class Board:
         self.ranks: dict[int, RankFacts] = {}
         self.failures: list[Failure] = []
         self.outcome: dict[str, Any] | None = None
+        self.evaluation: Evaluation | None = None
 
     def join(self, rank: int, facts: RankFacts) -> None:
         facts.advanced = facts.heard = time.monotonic()
@@ -79,8 +92,20 @@ class Board:
     def request_stop(self, number: int) -> None:
         self.stop_signal = number
 
+    def evaluate(self, evaluation: Evaluation) -> None:
+        self.evaluation = evaluation
+
+    def go_on(self) -> None:
+        """The evaluation has been listened to."""
+        self.evaluation = None
+
+    def waits(self) -> tuple[bool, int | None]:
+        """Whether rank 0 still has to wait with its evaluation; and the signal to stop."""
+        return self.evaluation is not None, self.stop_signal
+
     def read(self) -> Snapshot:
-        return Snapshot(time.monotonic(), self.ranks, self.failures, self.outcome)
+        now = time.monotonic()
+        return Snapshot(now, self.ranks, self.failures, self.outcome, self.evaluation)
 
 
 def make_board() -> Any:

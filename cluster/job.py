@@ -37,9 +37,10 @@ from distgan.data.manifest import read_manifest
 from distgan.data.stream import check_fits
 from distgan.errors import DistganError, DivergedError, UserError
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
-from distgan.trainer import Outcome, progress_facts
+from distgan.trainer import Listener, Outcome, StopRequests, progress_facts
 
 _POLL_S = 0.2
+_LISTEN_S = 0.05
 _WAIT_S = 2.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 _RESIZE = int(signal.SIGUSR2)
@@ -58,8 +59,18 @@ class FaultError(DistganError):
     """Machines failed too often; the run can be taken up again."""
 
 
-def train_on_cluster(config: Config) -> Outcome:
+def train_on_cluster(
+    config: Config,
+    *,
+    show_progress: bool = True,
+    requests: StopRequests | None = None,
+    listener: Listener | None = None,
+) -> Outcome:
     """Trains, or goes on with, the run in `config.run.dir` with `cluster.num_workers` workers.
+
+    Args:
+        requests: what asks to stop; None means SIGINT and SIGTERM (in the main thread only).
+        listener: told what is logged; the workers wait for it.
 
     Raises:
         UserError: bad input, or the cluster can't do what is asked.
@@ -72,11 +83,14 @@ def train_on_cluster(config: Config) -> Outcome:
     check_sharding(config)
     for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    with alone_in(config.run.dir), _connected(), StopSignals().watching() as signals:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone_in(config.run.dir))
+        stack.enter_context(_connected())
+        heard = requests or stack.enter_context(StopSignals().watching())
         _check_data(config)
         if config.cluster.parity_check:
             tqdm.write(str(require_parity(config)))
-        return _Run(config, signals).to_its_end()
+        return _Run(config, heard, listener, show_progress=show_progress).to_its_end()
 
 
 def _connected() -> contextlib.AbstractContextManager[None]:
@@ -84,14 +98,23 @@ def _connected() -> contextlib.AbstractContextManager[None]:
 
 
 class _Run:
-    def __init__(self, config: Config, signals: StopSignals) -> None:
+    def __init__(
+        self,
+        config: Config,
+        signals: StopRequests,
+        listener: Listener | None = None,
+        *,
+        show_progress: bool = True,
+    ) -> None:
         self.config, self.signals = config, signals
+        self.listener, self.show_progress = listener, show_progress
         self.failures = 0
         """Machine faults since the last new checkpoint."""
 
     def to_its_end(self) -> Outcome:
         size = self._size()  # or refuses, before a progress line begins
-        with tqdm(total=self.config.train.max_steps, unit="step") as bar:
+        steps = self.config.train.max_steps
+        with tqdm(total=steps, unit="step", disable=not self.show_progress) as bar:
             return self._attempts(bar, size)
 
     def _attempts(self, bar: "tqdm[NoReturn]", size: int | None) -> Outcome:
@@ -100,7 +123,7 @@ class _Run:
             if size is None:
                 number = self.signals.received
                 return Outcome(step=max(newest, 0), reason="a signal", signal=number)
-            attempt = _Attempt(self.config, size)
+            attempt = _Attempt(self.config, size, self.listener)
             error = attempt.watch(self.signals, self._could_grow_from(size), bar)
             snapshot = attempt.last
             if error is None and snapshot.outcome is not None:
@@ -174,8 +197,8 @@ class _Run:
 class _Attempt:
     """One Ray Train run in a thread, so that the main thread can watch it and hear signals."""
 
-    def __init__(self, config: Config, size: int) -> None:
-        self.config, self.size = config, size
+    def __init__(self, config: Config, size: int, listener: Listener | None) -> None:
+        self.config, self.size, self.listener = config, size, listener
         self.board = make_board()
         self.told = self.moving = False
         self.error: BaseException | None = None
@@ -187,6 +210,7 @@ class _Attempt:
                 "config": config.model_dump(mode="json"),
                 "board": self.board,
                 "versions": versions(),
+                "listening": listener is not None,
             },
             scaling_config=ray_train.ScalingConfig(
                 num_workers=size,
@@ -212,7 +236,7 @@ class _Attempt:
             self.error = error
 
     def watch(
-        self, signals: StopSignals, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
+        self, signals: StopRequests, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
     ) -> BaseException | None:
         """Returns when the attempt has ended; passes signals on, and ends one that hangs."""
         bar.set_postfix_str("starting workers")
@@ -221,9 +245,10 @@ class _Attempt:
         looked = time.monotonic()
         hang: FaultError | None = None
         while self.thread.is_alive():
-            self.thread.join(_POLL_S)
+            self.thread.join(_POLL_S if self.listener is None else _LISTEN_S)
             self.last = ray.get(self.board.read.remote())
             self._show(bar)
+            heard = self._listen()
             if signals.received is not None and asked != signals.received:
                 asked = signals.received
                 ray.get(self.board.request_stop.remote(asked))
@@ -232,12 +257,22 @@ class _Attempt:
                 if could_grow():
                     asked = _RESIZE
                     ray.get(self.board.request_stop.remote(asked))
+            if heard:  # only now: the stop that it may have asked for is known
+                ray.get(self.board.go_on.remote())
             if hang is None and hangs.hanging(self.last, self.config.cluster.hang_seconds):
                 hang = self._end_hanging()
         self.last = ray.get(self.board.read.remote())
         self._show(bar)
         ray.kill(self.board)
         return hang or self.error
+
+    def _listen(self) -> bool:
+        """Tells the listener what rank 0 waits with, if it does."""
+        evaluation = self.last.evaluation
+        if evaluation is None or self.listener is None:
+            return False
+        self.listener(evaluation.step, evaluation.seconds, evaluation.logged)
+        return True
 
     def _show(self, bar: "tqdm[NoReturn]") -> None:
         ranks = self.last.ranks

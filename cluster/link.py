@@ -5,16 +5,19 @@ import os
 import signal
 import socket
 import threading
+import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
 
-from cluster.board import RankFacts
+from cluster.board import Evaluation, RankFacts
 from distgan.temporary import TemporaryFolder
 from distgan.trainer import Trainer
 
 _INTERVAL_S = 0.5
+_LISTEN_S = 0.02
 ORPHANED = 70
 """Exit code of a worker whose starting process is gone: it must not go on writing to the run."""
 
@@ -53,6 +56,17 @@ class Link:
         faulthandler.unregister(signal.SIGUSR1)
         self._file.close()
         self._folder.remove()
+
+    def listen(self, step: int, seconds: float, logged: Mapping[str, float]) -> None:
+        """A trainer's listener: returns when the starting process has taken note."""
+        try:
+            ray.get(self.board.evaluate.remote(Evaluation(step, seconds, dict(logged))))
+            waits = True
+            while waits:
+                time.sleep(_LISTEN_S)
+                waits, self.received = ray.get(self.board.waits.remote())
+        except RayError:
+            os._exit(ORPHANED)
 
     def _beat(self) -> None:
         ended = False

@@ -20,7 +20,7 @@ from distgan.paths import refuse_relative
 STOP_WAIT_S = 600
 """How long a stopped job may take to write its last checkpoint; Ray's own default is 3 s."""
 
-_EXCLUDED = [".git", ".venv", "runs", "demo"]
+_EXCLUDED = [".git", ".venv", "runs", "sweeps", "demo"]
 """Beside what .gitignore names."""
 
 
@@ -33,7 +33,7 @@ def check_travels(parsed: argparse.Namespace) -> None:
     if parsed.command == "submit":
         raise UserError("submit can't be submitted")
     given = [getattr(parsed, name, None) for name in ("input", "output", "run", "data")]
-    if parsed.command == "train":
+    if parsed.command in ("train", "tune"):
         config = load_config(parsed.preset, parsed.config, parsed.overrides)
         if not config.run.dir:
             raise UserError("run.dir is not set: give a URL, or a folder that all machines share")

@@ -38,13 +38,15 @@ def train_on_rank(task: dict[str, Any]) -> None:
     """Ray Train's training function.
 
     Args:
-        task: `config` (as JSON), `board` (an actor's handle), `versions` (of the starting process).
+        task: `config` (as JSON), `board` (an actor's handle), `versions` (of the starting
+            process), `listening` (whether that process wants to hear what is logged).
     """
     board = task["board"]
     rank = ray_train.get_context().get_world_rank()
     with Link(board, rank) as link:
         try:
             link.trainer = _make_trainer(build_config(task["config"]), task["versions"])
+            link.trainer.listener = link.listen if task["listening"] else None
             outcome = link.trainer.run(link)
         except (DistganError, ImportError) as error:
             ray.get(board.fail.remote(_failure(rank, error)))

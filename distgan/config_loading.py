@@ -38,6 +38,16 @@ def load_config(
             _assign(tree, key, value)
         tree["preset"] = preset
     _merge(tree, from_file)
+    for key, value in parse_overrides(overrides).items():
+        _assign(tree, key, value)
+    config = build_config(tree)
+    check_config(config)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> Tree:
+    """Dotted key -> value, of texts such as "a.b.c=value"; `UserError` if one is none."""
+    values: Tree = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -46,10 +56,8 @@ def load_config(
             raise UserError(
                 f"override {override!r} would change a preset's name alone; use --preset {text}"
             )
-        _assign(tree, key.strip(), _parse_value(key, text))
-    config = build_config(tree)
-    check_config(config)
-    return config
+        values[key.strip()] = _parse_value(key, text)
+    return values
 
 
 def build_config(tree: Mapping[str, Any]) -> Config:
@@ -87,12 +95,17 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy of `config` with dotted keys replaced, checked again."""
+    changed = replaced(config, values)
+    check_config(changed)
+    return changed
+
+
+def replaced(config: Config, values: Mapping[str, Any]) -> Config:
+    """As `with_values`, without the checks that span keys."""
     tree: Tree = config.model_dump(mode="json")
     for key, value in values.items():
         _assign(tree, key, value)
-    changed = build_config(tree)
-    check_config(changed)
-    return changed
+    return build_config(tree)
 
 
 def read_yaml(file: Path) -> Tree:
@@ -135,7 +148,7 @@ def _pick_preset(asked: str | None, in_file: Any, file: str) -> str:
     """The preset to start from; a file that overrides another preset's keys must not mislead."""
     preset = asked or in_file or "default"
     if not isinstance(preset, str) or preset not in {"default", *PRESETS}:
-        raise UserError(f"unknown preset {preset!r}; {_nearest(str(preset), PRESETS)}")
+        raise UserError(f"unknown preset {preset!r}; {nearest(str(preset), PRESETS)}")
     if in_file and in_file != preset:
         raise UserError(
             f"--preset {preset}, but {file} says preset: {in_file}; leave one of them out"
@@ -190,14 +203,14 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], model: type[BaseModel], prefix
         dotted = f"{prefix}{key}"
         if key not in model.model_fields:
             raise UserError(
-                f"unknown configuration key {dotted!r}; {_nearest(dotted, _all_keys(Config))}"
+                f"unknown configuration key {dotted!r}; {nearest(dotted, _all_keys(Config))}"
             )
         section = _section_type(model, key)
         if section and isinstance(value, dict):
             _refuse_unknown_keys(value, section, f"{dotted}.")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """A hint: the nearest known name, by the whole name or by its last part, or the whole list."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

@@ -38,6 +38,12 @@ class TrainedGenerator:
 def export_generator(run_dir: str, trained: TrainedGenerator) -> str:
     """Writes the export into the run folder and returns its own folder."""
     folder = storage.join(run_dir, FOLDER)
+    write_export(folder, trained)
+    return folder
+
+
+def write_export(folder: str, trained: TrainedGenerator) -> None:
+    """Writes an export into a folder of its own."""
     tensors = {n: p.detach().cpu().contiguous() for n, p in trained.generator.named_parameters()}
     weights = save_safetensors(tensors)
     description = {
@@ -51,7 +57,6 @@ def export_generator(run_dir: str, trained: TrainedGenerator) -> str:
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     text = json.dumps(description, indent=1)
     storage.write_bytes(storage.join(folder, DESCRIPTION), text.encode())
-    return folder
 
 
 def load_generator(source: str, device: torch.device) -> TrainedGenerator:

@@ -12,11 +12,21 @@ from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_device, pick_precision
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.team import Alone
-from distgan.trainer import Outcome, Trainer
+from distgan.trainer import Listener, Outcome, StopRequests, Trainer
 
 
-def train_locally(config: Config, *, show_progress: bool = True) -> Outcome:
+def train_locally(
+    config: Config,
+    *,
+    show_progress: bool = True,
+    requests: StopRequests | None = None,
+    listener: Listener | None = None,
+) -> Outcome:
     """Trains, or goes on with, the run in `config.run.dir`.
+
+    Args:
+        requests: what asks to stop; None means SIGINT and SIGTERM (in the main thread only).
+        listener: told what is logged.
 
     Raises:
         StorageError: object storage failed for longer than `storage.retry_seconds`.
@@ -37,8 +47,12 @@ def train_locally(config: Config, *, show_progress: bool = True) -> Outcome:
         },
     )
     trainer = build_trainer(config, device, stream, show_progress=show_progress)
-    with alone_in(config.run.dir), StopSignals().watching() as signals:
-        return trainer.run(signals)
+    trainer.listener = listener
+    with alone_in(config.run.dir):
+        if requests is not None:
+            return trainer.run(requests)
+        with StopSignals().watching() as signals:
+            return trainer.run(signals)
 
 
 def build_trainer(

@@ -53,6 +53,14 @@ class StopRequests(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Told on rank 0 what was logged, once a checkpoint due at that step has begun; may wait."""
+
+    def __call__(self, step: int, seconds: float, logged: Mapping[str, float]) -> None:
+        """`seconds`: training time over all starts of the run."""
+        ...
+
+
 class Trainer:
     """Trains until a stop rule holds or a signal comes; the run's folder says the rest."""
 
@@ -77,6 +85,8 @@ class Trainer:
         self.rules = StopRules(config)
         self.means = MetricMeans()
         self.show_progress = show_progress
+        self.listener: Listener | None = None
+        """All ranks have one or none has; what it asks of the requests holds for the same step."""
         self.latest: dict[str, float] = {}
         """What was logged last."""
         self.step = 0
@@ -162,6 +172,10 @@ class Trainer:
                 if self.step % self.config.checkpoint.interval_steps == 0:
                     self.save(observer, saver)
                     saved = self.step
+                if logged and self.listener is not None:
+                    if self.team.rank == 0:
+                        self.listener(self.step, self.seconds, logged)
+                    _, number = self._agree({}, saver, requests)
         if saved != self.step:
             self.save(observer, saver)
         saver.finish()

@@ -9,7 +9,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distgan import storage
 from distgan.errors import StorageError, UserError
@@ -29,6 +31,8 @@ METRICS_NAME = "metrics.jsonl"
 EVENTS_NAME = "tensorboard"
 _FLUSH_INTERVAL_S = 10
 _ROLL_BYTES = 8_000_000  # an event file on object storage ends there: growing means uploading again
+_HPARAMS_FILE = "events.out.tfevents.hparams"  # letters sort after the digits of the others
+_EVENTS_VERSION = "brain.Event:2"
 _LEAST_VIDEO_SIZE = 256  # pixels; TensorBoard shows small pictures too small
 
 
@@ -144,6 +148,102 @@ class MetricsWriter:
             self._events_bytes = 0
         self._events_bytes += event.ByteSize()
         self._events.add_event(event)
+
+
+def write_hparams(
+    run_dir: str,
+    hparams: Mapping[str, Any],
+    *,
+    group: str,
+    step: int,
+    values: Mapping[str, float],
+    succeeded: bool,
+) -> None:
+    """Shows an ended run in TensorBoard's HParams, by an event file of its own beside the others.
+
+    TensorBoard reads a run's event files in the order of their names and never goes back, so this
+    one sorts last, and a run that still trains must not get it. Written again, it is replaced.
+
+    Args:
+        hparams: what the run was given; lists become texts.
+        group: runs of one group, that differ only in their seed, share a row.
+        step, values: the metrics that count, as the run's last scalars.
+    """
+    start = plugin_data_pb2.SessionStartInfo(group_name=group)
+    for name, value in hparams.items():
+        if isinstance(value, bool):
+            start.hparams[name].bool_value = value
+        elif isinstance(value, int | float):
+            start.hparams[name].number_value = value
+        else:
+            start.hparams[name].string_value = str(value)
+    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
+    end = plugin_data_pb2.SessionEndInfo(status=status)
+    scalars = [summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
+    started = plugin_data_pb2.HParamsPluginData(session_start_info=start)
+    ended = plugin_data_pb2.HParamsPluginData(session_end_info=end)
+    summaries = [
+        _hparams_summary(metadata.SESSION_START_INFO_TAG, started),
+        summary_pb2.Summary(value=scalars),
+        _hparams_summary(metadata.SESSION_END_INFO_TAG, ended),
+    ]
+    _write_hparams_file(run_dir, step, summaries)
+
+
+def write_hparams_overview(
+    folder: str, domains: Mapping[str, Sequence[Any]], metrics: Sequence[str]
+) -> None:
+    """Names the columns of TensorBoard's HParams table over all runs below `folder`.
+
+    Args:
+        domains: hyperparameter -> the values that the runs have.
+        metrics: tags of the scalars that are shown beside them.
+    """
+    experiment = api_pb2.Experiment(
+        hparam_infos=[_hparam_info(name, values) for name, values in domains.items()],
+        metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in metrics],
+    )
+    content = plugin_data_pb2.HParamsPluginData(experiment=experiment)
+    summary = _hparams_summary(metadata.EXPERIMENT_TAG, content)
+    _write_hparams_file(folder, 0, [summary])
+
+
+def _hparam_info(name: str, values: Sequence[Any]) -> api_pb2.HParamInfo:
+    """The column of one hyperparameter: a range of numbers, or the values that it takes."""
+    info = api_pb2.HParamInfo(name=name, differs=len({str(value) for value in values}) > 1)
+    if all(isinstance(value, bool) for value in values):
+        info.type = api_pb2.DATA_TYPE_BOOL
+        info.domain_discrete.extend(sorted(set(values)))
+    elif all(isinstance(value, int | float) for value in values):
+        info.type = api_pb2.DATA_TYPE_FLOAT64
+        info.domain_interval.min_value = min(values)
+        info.domain_interval.max_value = max(values)
+    else:
+        info.type = api_pb2.DATA_TYPE_STRING
+        info.domain_discrete.extend(sorted({str(value) for value in values}))
+    return info
+
+
+def _hparams_summary(tag: str, content: plugin_data_pb2.HParamsPluginData) -> summary_pb2.Summary:
+    value = summary_pb2.Summary.Value(
+        tag=tag, metadata=metadata.create_summary_metadata(content), tensor=metadata.NULL_TENSOR
+    )
+    return summary_pb2.Summary(value=[value])
+
+
+def _write_hparams_file(run_dir: str, step: int, summaries: Sequence[summary_pb2.Summary]) -> None:
+    """An event file in one write, on disk as on object storage; none if it is there already."""
+    path = storage.join(run_dir, EVENTS_NAME, _HPARAMS_FILE)
+    there = storage.read_bytes(path) if storage.exists(path) else b""
+    if all(summary.SerializeToString() in there for summary in summaries):
+        return
+    buffer, now = io.BytesIO(), time.time()
+    writer = RecordWriter(buffer)
+    writer.write(event_pb2.Event(wall_time=now, file_version=_EVENTS_VERSION).SerializeToString())
+    for summary in summaries:
+        event = event_pb2.Event(wall_time=now, step=step, summary=summary)
+        writer.write(event.SerializeToString())
+    storage.write_bytes(path, buffer.getvalue())
 
 
 def read_metrics(path: str) -> list[dict[str, float]]:

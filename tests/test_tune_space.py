@@ -1,0 +1,130 @@
+"""Search spaces: what they hold, what they refuse, and that draws follow from the seed alone."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distgan.config_loading import load_config
+from distgan.errors import UserError
+from tests.tiny import TINY
+from tune.space import Space, read_space
+from tune.spaces import SPACES
+
+BASE = load_config("demo")
+
+
+def space(**keys: Any) -> Space:
+    """Keys with __ for dots."""
+    return Space({key.replace("__", "."): value for key, value in keys.items()}, BASE)
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({}, "the search space is empty"),
+        ({"optim.generator.lrr": {"choice": [1]}}, "did you mean 'optim.generator.lr'"),
+        ({"optim.generator.lr": {"chioce": [1]}}, "did you mean 'choice'"),
+        ({"optim.generator.lr": 3}, "is not a distribution"),
+        ({"optim.generator.lr": {"choice": []}}, "takes [VALUE, ...]"),
+        ({"optim.generator.lr": {"uniform": [1]}}, "takes [LOW, HIGH]"),
+        ({"optim.generator.lr": {"uniform": [1e-3, 1e-5]}}, "the first number must be the smaller"),
+        ({"optim.generator.lr": {"uniform": ["a", 1]}}, "takes numbers, not 'a'"),
+        ({"optim.generator.lr": {"loguniform": [0, 1]}}, "needs numbers above 0"),
+        ({"optim.generator.lr": {"uniform": [-1, 1]}}, "greater than 0"),
+        ({"loss.gamma": {"quniform": [0, 1, 2]}}, "the step must fit"),
+        ({"model.attention.heads": {"randint": [1.5, 4]}}, "needs whole numbers"),
+        ({"model.attention.heads": {"uniform": [1, 4]}}, "valid integer"),
+        ({"model.attention.heads": {"choice": ["many"]}}, "model.attention.heads='many'"),
+        ({"model.attention.heads": {"choice": [2, "2"]}}, "the value 2 comes twice"),
+        ({"model.attention.kind": {"choice": ["selfish"]}}, "model.attention.kind='selfish'"),
+        ({"model.attention": {"choice": [1]}}, "model.attention"),
+        ({"model.attention.resolutions": {"choice": [[5], [3]]}}, "no possible combination"),
+        ({"seed": {"choice": [1, 2]}}, "use --repeats"),
+        ({"run.dir": {"choice": ["a"]}}, "a folder of its own"),
+        ({"train.max_steps": {"choice": [1, 2]}}, "same budget"),
+        ({"cluster.num_workers": {"choice": [1, 2]}}, "same devices"),
+    ],
+)
+def test_a_bad_space_is_refused_with_a_remedy(tree: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as error:
+        Space(tree, BASE)
+    assert words in str(error.value)
+
+
+def test_values_are_those_that_the_configuration_holds() -> None:
+    made = space(optim__generator__lr={"choice": ["1e-5", 0.5]}, loss__gamma={"uniform": [1, "2"]})
+    assert made.keys["optim.generator.lr"].values == (1e-5, 0.5)
+    assert made.keys["loss.gamma"].high == 2.0
+
+
+@pytest.mark.parametrize(
+    ("given", "low", "high"),
+    [
+        ({"uniform": [1, 3]}, 1, 3),
+        ({"loguniform": [1e-3, 1e1]}, 1e-3, 1e1),
+        ({"quniform": [1, 2, 0.25]}, 1, 2),
+        ({"randint": [2, 5]}, 2, 5),
+    ],
+)
+def test_draws_fill_the_range_and_stay_in_it(
+    given: dict[str, Any], low: float, high: float
+) -> None:
+    made = space(loss__gamma=given)
+    drawn = [made.sample(0, index)["loss.gamma"] for index in range(300)]
+    numbers = [value for value in drawn if isinstance(value, (int, float))]
+    assert len(numbers) == 300
+    assert low <= min(numbers) and max(numbers) <= high
+    assert min(numbers) < low + (high - low) * 0.1
+    assert max(numbers) > high - (high - low) * 0.2
+    assert all(made.keys["loss.gamma"].contains(value) for value in drawn)
+    if "loguniform" in given:  # as many below the middle of the logarithms as above
+        assert 100 < sum(value < 1e-1 for value in numbers) < 200
+
+
+def test_draws_follow_from_seed_and_index_and_other_keys_leave_them_alone() -> None:
+    one = space(loss__gamma={"uniform": [1, 2]})
+    two = space(optim__generator__lr={"loguniform": [1e-5, 1]}, loss__gamma={"uniform": [1, 2]})
+    drawn = [one.sample(3, index)["loss.gamma"] for index in range(20)]
+    assert drawn == [two.sample(3, index)["loss.gamma"] for index in range(20)]
+    assert len(set(drawn)) == 20
+    assert drawn != [one.sample(4, index)["loss.gamma"] for index in range(20)]
+
+
+def test_impossible_combinations_are_never_sampled() -> None:
+    made = space(
+        model__attention__heads={"choice": [2, 3]}, model__attention__head_dim={"choice": [0, 16]}
+    )
+    assert "does not divide" in made.problem({"model.attention.heads": 3,
+                                              "model.attention.head_dim": 0})  # fmt: skip
+    rows = [made.sample(0, index) for index in range(60)]
+    assert all(not made.problem(row) for row in rows)
+    assert set(Counter(str(row) for row in rows).values()) and len({str(r) for r in rows}) == 3
+
+
+def test_a_grid_holds_every_combination_and_refuses_a_continuum() -> None:
+    made = space(loss__gamma={"grid": [1, 2]}, model__attention__heads={"randint": [1, 3]})
+    rows = [tuple(row.values()) for row in made.grid()]
+    assert rows == [(1.0, 1), (1.0, 2), (1.0, 3), (2.0, 1), (2.0, 2), (2.0, 3)]
+    with pytest.raises(UserError, match="list values, such as"):
+        space(loss__gamma={"uniform": [1, 2]}).grid()
+
+
+@pytest.mark.parametrize("name", sorted(SPACES))
+@pytest.mark.parametrize("preset", ["demo", "small-64", "base-128"])
+def test_ready_spaces_fit_the_presets(name: str, preset: str) -> None:
+    made = Space(read_space(name), load_config(preset))
+    assert {str(made.sample(0, index)) for index in range(5)}
+
+
+def test_a_space_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text("optim.generator.lr: {loguniform: [1e-5, 1e-3]}\n")
+    made = Space(read_space(str(file)), load_config(overrides=TINY))
+    value = made.sample(0, 0)["optim.generator.lr"]
+    assert isinstance(value, float) and 1e-5 <= value <= 1e-3
+    with pytest.raises(UserError, match="did you mean 'optimizer'"):
+        read_space("optimiser")
+    with pytest.raises(UserError, match="can't read"):
+        read_space(str(tmp_path / "none.yaml"))

@@ -1,0 +1,143 @@
+"""Where one hyperparameter's values come from: drawn, listed, counted in steps."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import JsonValue
+
+from distgan.config_loading import nearest
+from distgan.errors import UserError
+
+Kind = Literal["choice", "grid", "uniform", "quniform", "loguniform", "randint"]
+KINDS: dict[str, str] = {
+    "choice": "[VALUE, ...]",
+    "grid": "[VALUE, ...]",
+    "uniform": "[LOW, HIGH]",
+    "quniform": "[LOW, HIGH, STEP]",
+    "loguniform": "[LOW, HIGH]",
+    "randint": "[LOW, HIGH], both included",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """One of `KINDS`; numbers lie between low and high, both included."""
+
+    kind: Kind
+    values: tuple[JsonValue, ...] = ()
+    """Of choice and grid."""
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 0.0
+    """Of quniform: low, low + step, ..."""
+
+    @property
+    def is_listed(self) -> bool:
+        return self.kind in ("choice", "grid")
+
+    @property
+    def is_whole(self) -> bool:
+        return self.kind == "randint"
+
+    def all_values(self) -> list[JsonValue] | None:
+        """Every value, in order; None if there is a continuum of them."""
+        if self.is_listed:
+            return list(self.values)
+        if self.kind == "randint":
+            return list(range(int(self.low), int(self.high) + 1))
+        if self.kind == "quniform":
+            count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+            return [self._on_grid(index) for index in range(count)]
+        return None
+
+    def as_tree(self) -> dict[str, list[JsonValue]]:
+        """As a space file holds it; `parse_distribution` reads it back."""
+        if self.is_listed:
+            return {self.kind: list(self.values)}
+        numbers = [self.low, self.high, *([self.step] if self.step else [])]
+        return {self.kind: [int(n) if self.is_whole else n for n in numbers]}
+
+    def contains(self, value: JsonValue) -> bool:
+        values = self.all_values()
+        if values is not None:
+            return value in values
+        return isinstance(value, (int, float)) and self.low <= value <= self.high
+
+    def sample(self, rng: np.random.Generator) -> JsonValue:
+        """One draw: uniform over the values, or over their logarithms (loguniform)."""
+        values = self.all_values()
+        if values is not None:
+            return values[int(rng.integers(len(values)))]
+        if self.kind == "loguniform":
+            drawn = math.exp(rng.uniform(math.log(self.low), math.log(self.high)))
+            return min(max(drawn, self.low), self.high)  # rounding may leave the range
+        return float(rng.uniform(self.low, self.high))
+
+    def perturb(self, value: JsonValue, rng: np.random.Generator) -> JsonValue:
+        """A value nearby: a neighbour in the list, or 0.8 or 1.2 times the number, in the range."""
+        values = self.all_values()
+        if values is not None:
+            place = values.index(value) + (1 if rng.random() < 0.5 else -1)
+            return values[min(max(place, 0), len(values) - 1)]
+        assert isinstance(value, (int, float))
+        moved = value * (1.2 if rng.random() < 0.5 else 0.8)
+        return min(max(moved, self.low), self.high)
+
+    def examples(self) -> list[JsonValue]:
+        """Values that show whether the configuration takes what comes from here."""
+        if self.is_listed:
+            return list(self.values)
+        if self.is_whole:
+            return [int(self.low), int(self.high)]
+        inside = self.low + (self.high - self.low) * 0.3819660113
+        return [self.low, inside if self.kind != "quniform" else self._on_grid(1), self.high]
+
+    def _on_grid(self, index: int) -> float:
+        return float(f"{self.low + index * self.step:.12g}")
+
+
+def parse_distribution(key: str, tree: object) -> Distribution:
+    """A distribution from what a space file holds for a key, such as {"choice": ["a", "b"]}.
+
+    Raises:
+        UserError: it is not one; the message names the key.
+    """
+    if not isinstance(tree, dict) or len(tree) != 1:
+        raise UserError(
+            f"{key}: {tree!r} is not a distribution; write one, such as {key}: "
+            "{choice: [VALUE, VALUE]} or {loguniform: [1e-5, 1e-3]}"
+        )
+    ((kind, given),) = tree.items()
+    if kind not in KINDS:
+        raise UserError(f"{key}: unknown distribution {kind!r}; {nearest(str(kind), KINDS)}")
+    if not isinstance(given, list) or not given:
+        raise UserError(f"{key}: {kind} takes {KINDS[kind]}, not {given!r}")
+    if kind in ("choice", "grid"):
+        return Distribution(kind=kind, values=tuple(given))
+    wanted = 3 if kind == "quniform" else 2
+    if len(given) != wanted:
+        raise UserError(f"{key}: {kind} takes {KINDS[kind]}, not {given!r}")
+    low, high, *more = (_number(key, kind, value) for value in given)
+    if low >= high:
+        raise UserError(f"{key}: {kind} {given!r} is empty: the first number must be the smaller")
+    if kind == "loguniform" and low <= 0:
+        raise UserError(f"{key}: loguniform {given!r} needs numbers above 0; use uniform")
+    if kind == "randint" and not (low.is_integer() and high.is_integer()):
+        raise UserError(f"{key}: randint {given!r} needs whole numbers; use uniform")
+    if more and not 0 < more[0] <= high - low:
+        raise UserError(f"{key}: quniform {given!r}: the step must fit between the numbers")
+    return Distribution(kind=kind, low=low, high=high, step=more[0] if more else 0.0)
+
+
+def _number(key: str, kind: str, value: object) -> float:
+    """YAML takes 1e-5 for text (it wants 1.0e-5); here it is the number that it looks like."""
+    try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    except ValueError:
+        pass
+    raise UserError(f"{key}: {kind} takes numbers, not {value!r}")
