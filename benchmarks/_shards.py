@@ -21,11 +21,7 @@ def make_shards(
     """So many shards of so many clips; npy clips are noise, mp4 ones a synthetic video."""
     writer = ShardWriter(str(folder), clip_format, 1e12)
     rng = np.random.default_rng(0)
-    formatter = Formatter(resolution, "crop", Fraction(1))
-    videos = [
-        np.stack([formatter(image) for image in run]) for run in runs_of_frames("", FRAMES, 1)
-    ]
-    coded = [encode(video, 8, "mp4") for video in videos] if clip_format == "mp4" else []
+    coded = _coded_videos(resolution) if clip_format == "mp4" else []
     for shard in range(shards):
         for place in range(clips):
             if clip_format == "npy":
@@ -41,6 +37,12 @@ def make_shards(
     manifest = Manifest(clip=spec, shards=tuple(writer.entries), prepare={}, counts={}, dropped={})
     write_manifest(str(folder), manifest)
     return manifest
+
+
+def _coded_videos(resolution: int) -> list[bytes]:
+    formatter = Formatter(resolution, "crop", Fraction(1))
+    runs = runs_of_frames("", FRAMES, 1)
+    return [encode(np.stack([formatter(image) for image in run]), 8, "mp4") for run in runs]
 
 
 def one_lane(resolution: int, **values: int) -> DataConfig:

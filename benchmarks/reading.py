@@ -2,8 +2,8 @@
 
     python -m benchmarks reading [--rounds 7] [--shards 12]
 
-Local shards of npy clips, in the page cache; one process each. Our stream checks sha256 and crc32,
-reads ahead in threads, and hands over shuffled batches of tensors; the others hand over the
+Local shards of npy clips, in the page cache; one process each. Our stream checks every shard's
+sha256, reads ahead in threads, and hands over shuffled batches of tensors; the others hand over the
 members' bytes, one after the other. webdataset checks nothing.
 """
 
@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,8 +61,8 @@ def main(argv: list[str]) -> None:
 
         candidates = {
             "our stream": ours,
-            "tar loop, same digests": lambda: bare(checked=True),
-            "tar loop, no digests": lambda: bare(checked=False),
+            "tar loop, same digest": lambda: bare(checked=True),
+            "tar loop, no digest": lambda: bare(checked=False),
             "webdataset": stock,
         }
         costs = measured(candidates, args.rounds)
@@ -96,6 +95,5 @@ def _members(folder: Path, manifest: Manifest, index: int, *, checked: bool) -> 
                 assert content is not None
                 data = content.read()
                 if member.name.endswith(".npy"):
-                    assert not checked or zlib.crc32(data) == entry.crc32[len(clips)]
                     clips.append(data)
         return clips

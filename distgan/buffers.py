@@ -14,6 +14,11 @@ def new_buffer(size: int) -> memoryview:
     return np.empty(size, np.uint8).data
 
 
+def is_part_of(data: Bytes, buffer: memoryview) -> bool:
+    """Whether `data` lies in the same memory."""
+    return isinstance(data, memoryview) and data.obj is buffer.obj
+
+
 def copy_into(buffer: memoryview, start: int, data: Bytes) -> None:
     """Copies `data` to a place in a buffer, while other threads go on."""
     import numpy as np

@@ -83,16 +83,42 @@ def write_fragments(folder: str, writer: str, fragments: Sequence[Fragment]) -> 
 
 
 def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
-    """Makes the written fragments a checkpoint: state, manifest, and the mark, in this order."""
-    files = {STATE: _write(folder, STATE, _encode(state))}
-    tensors: dict[str, list[Json]] = {}
-    for part in parts:
-        files |= part["files"]
-        for name, piece in part["pieces"].items():
-            tensors.setdefault(name, []).append(piece)
-    manifest = _encode({"version": 1, "files": files, "tensors": tensors})
-    storage.write_bytes(storage.join(folder, MANIFEST), manifest)
-    storage.write_bytes(storage.join(folder, COMMITTED), _digest(manifest).encode())
+    """Makes the written fragments a checkpoint: state, manifest, and the mark, in this order.
+
+    Raises:
+        UserError: another process has committed this step, or is about to.
+    """
+    try:
+        with storage.creating(storage.join(folder, COMMITTED)) as create:
+            files = {STATE: _write(folder, STATE, _encode(state))}
+            tensors: dict[str, list[Json]] = {}
+            for part in parts:
+                files |= part["files"]
+                for name, piece in part["pieces"].items():
+                    tensors.setdefault(name, []).append(piece)
+            manifest = _encode({"version": 1, "files": files, "tensors": tensors})
+            storage.write_bytes(storage.join(folder, MANIFEST), manifest)
+            create(_digest(manifest).encode())
+    except FileExistsError as error:
+        raise _written_by_another(folder) from error
+
+
+def clear_uncommitted(folder: str) -> None:
+    """Removes what an earlier start left half-written there.
+
+    Raises:
+        UserError: it is committed, by another process then: a start sets aside what lies ahead.
+    """
+    if storage.exists(storage.join(folder, COMMITTED)):
+        raise _written_by_another(folder)
+    storage.remove_tree(folder)
+
+
+def _written_by_another(folder: str) -> UserError:
+    return UserError(
+        f"another process has committed the checkpoint {folder}, or is about to: two runs are "
+        "writing to one run.dir; end one of them, and give each run a run.dir of its own"
+    )
 
 
 @contextlib.contextmanager

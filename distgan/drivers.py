@@ -1,6 +1,7 @@
 """The drivers of object storage, by way of fsspec: how they are made and how a request is sent."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,20 +10,30 @@ from distgan.buffers import new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import UserError
 from distgan.hedging import Hedging
-from distgan.storage_errors import PassingError
+from distgan.range_reader import RangeReader
 
 S3_SCHEMES = ("s3", "s3a")
-_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What talks to one kind of object storage."""
+
+    fs: Any
+    """fsspec's file system."""
+    reader: RangeReader | None
+    """Reads the objects themselves; None where `fs` does it."""
 
 
 @dataclass(frozen=True)
 class Request:
     """A call of a driver's method."""
 
-    fs: Any
+    driver: Driver
     name: str
     arguments: Sequence[Any]
     values: Mapping[str, Any]
+    """`into` of `cat_file` is memory that may take the bytes, for drivers that can use it."""
 
     def run(self, limit_s: float, hedging: Hedging | None, size: int) -> Any:
         """Its answer. The limit of time and the second request are for asynchronous drivers.
@@ -32,39 +43,35 @@ class Request:
             hedging: sends it a second time where it takes long; None for what must come once.
             size: bytes that it moves.
         """
-        if not self.fs.async_impl:
-            return getattr(self.fs, self.name)(*self.arguments, **self.values)
+        fs, values = self.driver.fs, dict(self.values)
+        into = values.pop("into", None)
+        if not fs.async_impl:
+            return getattr(fs, self.name)(*self.arguments, **values)
         from fsspec.asyn import sync
 
-        method = getattr(self.fs, f"_{self.name}")
-        if self.name == "cat_file" and hasattr(self.fs, "_call_s3"):
-            method = partial(_read_from_s3, self.fs)
-        request = partial(method, *self.arguments, **self.values)
+        request = partial(getattr(fs, f"_{self.name}"), *self.arguments, **values)
+        if self.name == "cat_file" and self.driver.reader is not None:
+            request = _range_request(self.driver.reader, *self.arguments, **values, into=into)
         if hedging is None:
-            return sync(self.fs.loop, request, timeout=limit_s)
-        return sync(self.fs.loop, hedging.first_answer, request, size, timeout=limit_s)
+            return sync(fs.loop, request, timeout=limit_s)
+        return sync(fs.loop, hedging.first_answer, request, size, timeout=limit_s)
 
 
-async def _read_from_s3(fs: Any, url: str, *, start: int, end: int) -> memoryview:
-    """As `cat_file`, which would copy all bytes once more, into memory of small pages."""
+def _range_request(
+    reader: RangeReader, url: str, *, start: int, end: int, into: memoryview | None
+) -> partial[Coroutine[Any, Any, memoryview]]:
+    """As s3fs's `cat_file`; a second request beside the first gets memory of its own."""
     bucket, _, key = key_of(url).partition("/")
-    answer = await fs._call_s3(
-        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"
-    )
-    buffer, filled = new_buffer(end - start), 0
-    try:
-        while chunk := await answer["Body"].read(_CHUNK):
-            if len(chunk) > end - start - filled:
-                raise PassingError("more bytes came than were asked for")
-            buffer[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-    finally:
-        answer["Body"].close()
-    return buffer[:filled]
+    memories = itertools.chain([into] if into else [], iter(partial(new_buffer, end - start), None))
+
+    def request() -> Coroutine[Any, Any, memoryview]:
+        return reader.read(bucket, key, start, end, next(memories))
+
+    return partial(request)
 
 
-def connect(scheme: str, config: StorageConfig | None) -> Any:
-    """A file system of fsspec; `config` for S3 only.
+def connect(scheme: str, config: StorageConfig | None) -> Driver:
+    """Ready for requests; `config` for S3 only.
 
     Raises:
         UserError: unknown scheme, or its package is not installed.
@@ -78,9 +85,16 @@ def connect(scheme: str, config: StorageConfig | None) -> Any:
         raise UserError(f"no storage is known by {scheme}://; use a local path or s3://") from error
     except ImportError as error:
         raise UserError(f"{scheme}:// needs a package that is not here: {error}") from error
-    if config:
-        fs.retries = 1  # its own have fixed delays and give up in seconds; ours are outside
-    return fs
+    if config is None:
+        return Driver(fs, None)
+    fs.retries = 1  # its own have fixed delays and give up in seconds; ours are outside
+    return Driver(fs, _range_reader(config))
+
+
+def _range_reader(config: StorageConfig) -> RangeReader:
+    options = s3_options(config)
+    client = {**options["client_kwargs"], "endpoint_url": options["endpoint_url"]}
+    return RangeReader(client, options["config_kwargs"])
 
 
 def s3_options(config: StorageConfig) -> dict[str, Any]:

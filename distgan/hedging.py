@@ -16,6 +16,9 @@ SHORTEST_WAIT_S = 0.5
 """No request is overtaken before it took this long, however fast the others are ..."""
 TIMES_TYPICAL = 4.0
 """... nor before so many times what is typical."""
+FIRST_WAIT_S, FIRST_BYTES_PER_S = 2.0, 4e6
+"""While little is known, a request may take this long and longer by its bytes: at a start, too, one
+that is never answered must not cost its whole timeout."""
 SHARE, BURST = 0.05, 4.0
 """Second requests in the long run, as a share of all, and at most at once: the extra load on a
 server that is slow for everybody."""
@@ -67,11 +70,11 @@ class Hedging:
         self._credit = min(BURST, self._credit + SHARE)
         return answer
 
-    def _patience_s(self, size: int) -> float | None:
-        """How long to wait before a second request; None while too little is known."""
+    def _patience_s(self, size: int) -> float:
+        """How long to wait before a second request."""
         alike = [seconds for other, seconds in self._recent if other >= size]
         if len(alike) < _FEWEST:
-            return None
+            return FIRST_WAIT_S + size / FIRST_BYTES_PER_S
         return max(SHORTEST_WAIT_S, TIMES_TYPICAL * statistics.median(alike))
 
 

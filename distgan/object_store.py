@@ -7,16 +7,19 @@ others is asked for a second time; see `hedging`.
 """
 
 import base64
+import contextlib
+import errno
 import hashlib
 import re
+import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from distgan import drivers
-from distgan.buffers import Bytes, copy_into, new_buffer
+from distgan.buffers import Bytes, copy_into, is_part_of, new_buffer
 from distgan.config import StorageConfig
 from distgan.drivers import key_of
 from distgan.errors import TooLargeError, UserError
@@ -61,7 +64,7 @@ class ObjectStore:
         self.is_s3 = scheme in drivers.S3_SCHEMES
         self.endpoint = config.endpoint_url or ("its endpoint" if self.is_s3 else f"{scheme}://")
         self.part_bytes = int(config.part_megabytes * 1e6)
-        self._fs: Any = None
+        self._driver: drivers.Driver | None = None
 
     def facts(self, url: str, retrier: Retrier | None = None) -> Facts:
         """Raises FileNotFoundError if there is neither an object nor a folder."""
@@ -128,14 +131,13 @@ class ObjectStore:
         if size is not None:
             pieces[-1] = (pieces[-1][0], end + 1)  # comes back if the object is longer than that
         limit, budget_s = self.config.max_concurrency, self.config.retry_seconds
-        # Only what a request has brought whole comes in here, so none can spoil another's bytes.
         whole = new_buffer(end + 1 - start) if len(pieces) > 1 else memoryview(b"")
 
         def read_piece(piece: tuple[int, int], retrier: Retrier) -> Bytes:
-            data = self._read_piece(url, *piece, size, retrier)
-            if len(pieces) > 1:
-                copy_into(whole, piece[0] - start, data)
-                return whole[piece[0] - start : piece[0] - start + len(data)]
+            place = whole[piece[0] - start : piece[1] - start] if len(pieces) > 1 else None
+            data = self._read_piece(url, *piece, size, retrier, place)
+            if place is not None and not is_part_of(data, whole):
+                copy_into(place, 0, data)
             return data
 
         read = in_parallel(read_piece, pieces, limit=limit, budget_s=budget_s)
@@ -176,6 +178,50 @@ class ObjectStore:
         # The server refuses what was damaged on its way.
         check = {"ContentMD5": base64.b64encode(_md5_raw(data)).decode()} if self.is_s3 else {}
         self._call("write", url, lambda ask: ask("pipe_file", url, data, **check), len(data))
+
+    @contextlib.contextmanager
+    def creating(self, url: str) -> Iterator[Callable[[bytes], None]]:
+        """Within, no other writer creates this object; yields what does, which is called once.
+
+        A server that knows conditional writes lets one writer in. Others ignore the condition; so
+        each writer first leaves a claim beside and then looks: of two, the one that looks last sees
+        the other's claim, or the object, and gives up (both may).
+
+        Raises:
+            FileExistsError: it is there, or another writer is at it.
+        """
+        folder, _, name = url.rpartition("/")
+        claim = f"{name}.claim-{secrets.token_hex(8)}"
+
+        def create(data: bytes) -> None:
+            if not self._put_new(url, data):
+                raise _exists(url)
+
+        self.write(f"{folder}/{claim}", b"claimed")
+        try:
+            seen = [n for n in self.names(folder) if n == name or n.startswith(f"{name}.claim-")]
+            if seen != [claim]:
+                raise _exists(url)
+            yield create
+        finally:
+            self.remove(f"{folder}/{claim}")
+
+    def _put_new(self, url: str, data: bytes) -> bool:
+        """Writes, unless the server says that the object is there with other bytes."""
+        if not self.is_s3:
+            self.write(url, data)
+            return True
+        try:
+            self.s3_call("put_object", url, Body=data, IfNoneMatch="*")
+        except UserError as error:
+            code = code_of(error.__cause__ or error)
+            if code in ("NotImplemented", "501"):
+                self.write(url, data)
+            elif code in ("PreconditionFailed", "412"):
+                return self.read(url) == data  # by an attempt of ours whose answer was lost
+            else:
+                raise
+        return True
 
     def names(self, url: str) -> list[str]:
         """Sorted names directly below; empty if there are none."""
@@ -254,10 +300,16 @@ class ObjectStore:
         return self._call("write", url, attempt, size, retrier)
 
     def _read_piece(
-        self, url: str, start: int, end: int, size: int | None, retrier: Retrier
+        self,
+        url: str,
+        start: int,
+        end: int,
+        size: int | None,
+        retrier: Retrier,
+        into: memoryview | None,
     ) -> Bytes:
         def attempt(ask: Ask) -> Bytes:
-            data: Bytes = ask("cat_file", url, start=start, end=end)
+            data: Bytes = ask("cat_file", url, start=start, end=end, into=into)
             if len(data) == end - start or (size is not None and len(data) == size - start):
                 return data
             true_size = self.facts(url, retrier).size
@@ -283,13 +335,13 @@ class ObjectStore:
         """Retries an attempt, each request with a limit of time that fits the bytes it moves."""
 
         def numbered(number: int) -> T:
-            fs = self.file_system()
+            driver = self._connected()
             patience = self.config.connect_timeout_seconds + self.config.read_timeout_seconds
             limit_s = patience + size / EXPECTED_BYTES_PER_S * 2.0 ** min(number, 10)
             hedging = self.hedging if action in ("read", "list") else None
 
             def ask(name: str, *arguments: Any, **values: Any) -> Any:
-                request = drivers.Request(fs, name, arguments, values)
+                request = drivers.Request(driver, name, arguments, values)
                 with self._slots:  # not while waiting for another attempt
                     return request.run(limit_s, hedging, size)
 
@@ -302,7 +354,7 @@ class ObjectStore:
     ) -> T:
         def judge(error: Exception) -> Exception | None:
             if code_of(error) in EXPIRED_CODES:
-                self._fs = None  # a new session reads the credentials anew
+                self._driver = None  # a new session reads the credentials anew
             return final_error(error, url, action, self.endpoint)
 
         retrier = retrier or Retrier(self.config.retry_seconds)
@@ -310,9 +362,16 @@ class ObjectStore:
 
     def file_system(self) -> Any:
         """fsspec's, without the retries of this class."""
-        if self._fs is None:
-            self._fs = drivers.connect(self.scheme, self.config if self.is_s3 else None)
-        return self._fs
+        return self._connected().fs
+
+    def _connected(self) -> drivers.Driver:
+        if self._driver is None:
+            self._driver = drivers.connect(self.scheme, self.config if self.is_s3 else None)
+        return self._driver
+
+
+def _exists(url: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "there already, or about to be", url)
 
 
 def _refuse_more(size: int, max_bytes: int | None, url: str) -> None:

@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distgan import storage
 from distgan.checkpoint import (
     Fragment,
     checkpoint_folder,
+    clear_uncommitted,
     commit,
     drop_old,
     write_fragments,
@@ -55,7 +55,7 @@ class Saver:
         self.finish()
         self._folder, self._state = checkpoint_folder(self.run_dir, step), state
         if self.team.rank == 0:
-            storage.remove_tree(self._folder)  # half-written by an earlier start
+            clear_uncommitted(self._folder)
         self.team.gather(None)
         self._uncommitted = True
         self._thread = _Thread(lambda: self._write(fragments))

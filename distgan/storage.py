@@ -9,10 +9,14 @@ to it, once a process. Common errors, beside those of local files (OSError):
     StorageError        the storage failed for longer than `storage.retry_seconds`
 """
 
+import contextlib
+import errno
 import os
 import re
 import shutil
 import threading
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -192,6 +196,24 @@ def write_bytes(path: str, data: bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def creating(path: str) -> Iterator[Callable[[bytes], None]]:
+    """Within, no other writer to object storage creates this (small) file; yields what does.
+
+    Local writers must hold a lock of their own.
+
+    Raises:
+        FileExistsError: it is there, or another writer is at it.
+    """
+    if not is_local(path):
+        with _store(path).creating(path) as create:
+            yield create
+        return
+    if local_path(path).exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    yield partial(write_bytes, path)
 
 
 def remove(path: str) -> None:

@@ -17,7 +17,7 @@ PASSING_CODES = frozenset(
     {
         "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
         "RequestTimeoutException", "ThrottlingException", "TooManyRequests", "OperationAborted",
-        "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody",
+        "XAmzContentSHA256Mismatch", "BadDigest", "IncompleteBody", "ConditionalRequestConflict",
     }
 )  # fmt: skip
 EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})

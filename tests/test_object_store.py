@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from distgan import drivers, object_store, storage
+from distgan.buffers import Bytes
 from distgan.config import StorageConfig
 from distgan.errors import StorageError, UserError
 from distgan.object_store import ObjectStore
+from distgan.range_reader import RangeReader
 from tests.fault_proxy import (
     FAULTS,
     Chooser,
@@ -195,12 +197,12 @@ def test_an_answer_that_ends_early_without_a_length(
 ) -> None:
     """Drivers notice a body shorter than announced; one without a length is ours to notice."""
     storage.write_bytes(f"s3://{BUCKET}/short", b"0123456789")
-    whole, answers = drivers._read_from_s3, [b"", b"0123", b"01234567890123"]
+    whole, answers = RangeReader.read, [b"", b"0123", b"01234567890123"]
 
-    async def shortened(*arguments: Any, **options: Any) -> bytes:
-        return answers.pop() if answers else await whole(*arguments, **options)
+    async def shortened(*arguments: Any) -> Bytes:
+        return answers.pop() if answers else await whole(*arguments)
 
-    monkeypatch.setattr(drivers, "_read_from_s3", shortened)
+    monkeypatch.setattr(RangeReader, "read", shortened)
     assert storage.read_range(f"s3://{BUCKET}/short", 0, 10) == b"0123456789"
     assert not answers
 

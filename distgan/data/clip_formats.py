@@ -6,6 +6,7 @@ The codec's settings follow from `python -m benchmarks clip_formats`. T frames, 
 
 import functools
 import io
+import math
 import platform
 import tokenize
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def decode(
     Raises:
         ValueError: the data is damaged, or has no frame of such an index, or not of `out`'s shape.
     """
-    if indices is not None and any(index < 0 for index in indices):
+    if indices and min(indices) < 0:
         raise ValueError(f"negative frame index in {list(indices)}")
     if clip_format == "npy":
         clip = _frames_of(_decode_npy(data), indices)
@@ -92,7 +93,7 @@ def decode(
 def _frames_of(clip: Pixels, indices: Sequence[int] | None) -> Pixels:
     if indices is None:
         return clip
-    if any(index >= len(clip) for index in indices):
+    if indices and max(indices) >= len(clip):
         raise ValueError(f"clip of {len(clip)} frames has no frame {max(indices)}")
     if isinstance(indices, range) and indices.step > 0:
         return clip[indices.start : indices.stop : indices.step]  # nothing is copied
@@ -173,7 +174,7 @@ def _decode_npy(data: Bytes) -> Pixels:
     pixels = view[length:]
     if dtype != np.uint8 or fortran_order or len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"npy clip holds {dtype} {shape}, not uint8 THW3")
-    if len(pixels) != int(np.prod(shape, dtype=object)):
+    if len(pixels) != math.prod(shape):
         raise ValueError(f"npy clip of shape {shape} has {len(pixels)} bytes of pixels: damaged")
     return np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
 

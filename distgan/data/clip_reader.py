@@ -71,15 +71,21 @@ class ClipReader:
             UserError: nothing in the data set is left to replace a damaged sample with.
             StorageError: object storage failed for longer than `storage.retry_seconds`.
         """
-        rng = numpy_generator(self.seed, f"clip/{sample[0]}", epoch, sample[1])
-        config, spec = self.config, self.manifest.clip
-        stride = config.frame_stride
-        if config.random_stride:
-            stride = int(rng.integers(1, stride + 1))
-        first = int(rng.integers(spec.stored_frames - (config.clip_frames - 1) * stride))
-        frames = range(first, first + config.clip_frames * stride, stride)
+        frames = self._frames(epoch, sample)
         if not self._decoded(sample, frames, out):
             self._replace(epoch, sample, frames, out)
+
+    def _frames(self, epoch: int, sample: Sample) -> range:
+        """Those of the stored clip that training takes."""
+        length, stride = self.config.clip_frames, self.config.frame_stride
+        stored = self.manifest.clip.stored_frames
+        if stored == (length - 1) * stride + 1 and not self.config.random_stride:
+            return range(0, stored, stride)  # no choice, and drawing takes longer than reading
+        rng = numpy_generator(self.seed, f"clip/{sample[0]}", epoch, sample[1])
+        if self.config.random_stride:
+            stride = int(rng.integers(1, stride + 1))
+        first = int(rng.integers(stored - (length - 1) * stride))
+        return range(first, first + length * stride, stride)
 
     def take_damage(self) -> tuple[ShardDamage, ...]:
         """What this reader found damaged since the last call, nothing of it twice."""

@@ -12,7 +12,7 @@ from distgan.buffers import Bytes
 from distgan.data.damage import Cause, ShardDamage
 from distgan.data.manifest import Manifest, ShardEntry
 from distgan.data.shard_cache import ShardCache
-from distgan.data.tars import read_members
+from distgan.data.tars import plain_members, read_members
 from distgan.errors import UserError
 
 
@@ -21,8 +21,8 @@ class Shard:
     """What could be read of a shard, by index of the sample."""
 
     clips: tuple[Bytes | None, ...]
-    """The clip members whose crc32 is right; None where a sample is damaged. They are parts of the
-    shard's bytes, not copies."""
+    """The clip members that a digest vouches for; None where a sample is damaged. They are parts of
+    the shard's bytes, not copies."""
     facts: tuple[bytes | None, ...]
     """The text of each sample's `KEY.json`; None where there is none."""
     damage: ShardDamage | None
@@ -31,12 +31,21 @@ class Shard:
 
 
 def read_shard(
-    folder: str, manifest: Manifest, index: int, cache: ShardCache | None = None
+    folder: str,
+    manifest: Manifest,
+    index: int,
+    cache: ShardCache | None = None,
+    *,
+    check_each: bool = False,
 ) -> Shard:
     """The samples of a shard, each checked on its own where the shard as a whole is not right.
 
-    What object storage gave right is kept in the `cache`. Only the named members of each sample
-    are looked at, and nothing is unpickled.
+    Only the named members of each sample are looked at, and nothing is unpickled.
+
+    Args:
+        cache: keeps what object storage gave right.
+        check_each: holds each sample's crc32 against the manifest also where the shard's sha256 is
+            right and so vouches for all of them: only the manifest itself can then be wrong.
 
     Raises:
         UserError: the shard is there but may not be read.
@@ -63,20 +72,23 @@ def read_shard(
     except OSError as error:
         raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
     digest = digest or hashlib.sha256(data).hexdigest()  # local files are not judged on the way
-    return _check(data, digest, manifest, index)
+    return _check(data, digest, manifest, index, check_each=check_each)
 
 
-def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
+def _check(data: Bytes, digest: str, manifest: Manifest, index: int, *, check_each: bool) -> Shard:
     entry, ending = manifest.shards[index], manifest.clip.clip_format
     problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
-    members = read_members(data).members
+    members = None if problem else plain_members(data)
+    if members is None:
+        members = read_members(data).members
+    check_each = check_each or bool(problem)
     clips: list[Bytes | None] = []
     damaged: list[tuple[int, Cause]] = []
     for place, (key, crc32) in enumerate(zip(entry.keys, entry.crc32, strict=True)):
         clip = members.get(f"{key}.{ending}")
         if clip is None:
             damaged.append((place, other_cause))
-        elif zlib.crc32(clip) != crc32:
+        elif check_each and zlib.crc32(clip) != crc32:
             damaged.append((place, "crc32"))
             clip = None
         clips.append(clip)

@@ -16,7 +16,8 @@ class ShardWriter:
     """Collects samples into shards of about `shard_bytes` and writes each one whole.
 
     A shard is put together in memory (webdataset's own writer with an `opener` leaves files open)
-    and reaches storage in one piece. Modification times are 0: equal samples give equal bytes.
+    and reaches storage in one piece. Modification times are 0: equal samples give equal bytes. (A
+    whole number: for a fraction, tar needs a second header before each member.)
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class ShardWriter:
         """Adds a sample (`facts` is the text of `KEY.json`); describes the shard it filled."""
         if self._tar is None:
             self._buffer = io.BytesIO()
-            self._tar = webdataset.TarWriter(self._buffer, encoder=False, mtime=0.0)
+            self._tar = webdataset.TarWriter(self._buffer, encoder=False, mtime=0)
         self._tar.write({"__key__": key, "json": facts, self._clip_format: clip})
         self._keys.append(key)
         self._crc32.append(zlib.crc32(clip))

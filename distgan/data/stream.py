@@ -262,7 +262,8 @@ def _join(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
             joined = torch.from_numpy(np.empty(shape, dtype=np.uint8))  # NumPy takes huge pages
         row = {place: index for index, place in enumerate(places)}
         for part in parts:
-            joined[[row[place] for place in part.places]] = part.clips
+            for place, clip in zip(part.places, part.clips, strict=True):
+                joined[row[place]].copy_(clip)  # one indexed assignment goes byte by byte
     return ClipBatch(joined.permute(0, 4, 1, 2, 3), tuple(places))
 
 

@@ -58,7 +58,8 @@ def verify(
 
 def check_shard(folder: str, manifest: Manifest, index: int) -> list[str]:
     """A line for each problem of one shard, in a worker process or here."""
-    entry, shard = manifest.shards[index], read_shard(folder, manifest, index)
+    entry = manifest.shards[index]
+    shard = read_shard(folder, manifest, index, check_each=True)
     problems: list[str] = []
     if shard.damage is not None:
         problems.append(f"{entry.name}: {shard.damage.problem}; copy it again, or prepare again")
