@@ -1,4 +1,4 @@
-"""What every rendered overlay must keep to: Pod Security "restricted", and this project's own rules.
+"""What each rendered overlay must keep to: Pod Security "restricted", and this project's own rules.
 
 Each function gives one line for each breach; none means that all is well.
 """
