@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -180,3 +181,20 @@ def test_an_empty_bucket_is_named_when_the_job_starts(pods: Pods, tmp_path: Path
     assert outcome(pods, "no-bucket") == ("FAILED", 2), output
     (line,) = (line for line in output.splitlines() if "launch.py train:" in line)
     assert "s3:///" in line and "Traceback" not in output
+
+
+def test_a_cluster_of_another_version_is_said(pods: Pods) -> None:
+    """Workers with other packages are refused by tests/test_team.py's ranks."""
+    program = (
+        "import sys, ray; ray.__version__ = '2.59.0'\n"
+        "from launch import main; sys.exit(main(sys.argv[1:]))"
+    )
+    mount(pods, cluster__num_workers=1)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--config", str(pods.config / "train.yaml"),
+         "run.dir=s3://bucket/runs/other", "data.shards=s3://bucket/data"],
+        cwd=REPOSITORY, env=pods.environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "has other versions" in line and "2.59.0" in line
