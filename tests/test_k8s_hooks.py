@@ -68,7 +68,7 @@ def test_the_head_ends_with_a_checkpoint(
     *when_the_hook_ended, code = printed.splitlines()
     assert code == "code 143"
     newest = committed_steps(str(run))[-1]
-    assert when_the_hook_ended[-1] == f"step_{newest:08d}", "it ended before the checkpoint was whole"
+    assert when_the_hook_ended[-1] == f"step_{newest:08d}", "the hook ended before the checkpoint"
 
 
 def test_a_worker_waits_for_its_actors_only(hooks: dict[str, str]) -> None:

@@ -69,7 +69,7 @@ def test_the_image_is_what_the_pods_count_on(tmp_path: Path) -> None:
     assert re.search(r"^WORKDIR /app$", DOCKERFILE, re.M)
     assert "procps" in DOCKERFILE  # pgrep and pkill of the preStop hooks
     assert DOCKERFILE.count("pip install") == DOCKERFILE.count("--require-hashes") == 2
-    users = {pod.spec["securityContext"]["runAsUser"] for pod in pods(render("sweep", tmp_path))}
+    users = {pod.spec["securityContext"]["runAsUser"] for pod in pods(render("cluster", tmp_path))}
     assert users == {1000}
 
 

@@ -16,7 +16,7 @@ Mutation = Callable[[list[Document]], None]
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Document]]:
     folder = tmp_path_factory.mktemp("mutants")
-    return {overlay: render(overlay, folder) for overlay in ("multi-node", "sweep", "cluster")}
+    return {overlay: render(overlay, folder) for overlay in ("multi-node", "cluster")}
 
 
 def named(documents: list[Document], name: str) -> Document:
@@ -98,13 +98,13 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a port of the host": (
         "multi-node", lambda d: set_in(container(d, "head")["ports"][1], "hostPort", 8265)),
     "KubeRay's own submitter": ("multi-node", lambda d: job(d).pop("submitterPodTemplate")),
-    "KubeRay's own autoscaler": ("sweep", lambda d: cluster(d).pop("autoscalerOptions")),
+    "KubeRay's own autoscaler": ("cluster", lambda d: cluster(d).pop("autoscalerOptions")),
     # Beyond it
     "a writable root": (
         "multi-node",
         lambda d: container(d, "head")["securityContext"].pop("readOnlyRootFilesystem")),
     "a writable root of the autoscaler": (
-        "sweep",
+        "cluster",
         lambda d: cluster(d)["autoscalerOptions"]["securityContext"].pop("readOnlyRootFilesystem")),
     "no limit of memory": (
         "multi-node", lambda d: container(d, "workers")["resources"]["limits"].pop("memory")),
@@ -121,7 +121,7 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
     "the account mounts its token": (
         "multi-node",
         lambda d: named(d, "ServiceAccount distgan").pop("automountServiceAccountToken")),
-    "the autoscaler's token for the head": ("sweep", mount_token),
+    "the autoscaler's token for the head": ("cluster", mount_token),
     "an inline secret": (
         "multi-node",
         lambda d: container(d, "workers")["env"].append(
@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[str, Mutation]] = {
     "a group without pods": (
         "multi-node", lambda d: cluster(d)["workerGroupSpecs"][0].pop("template")),
     "a third autoscaler": (
-        "sweep", lambda d: set_in(cluster(d)["autoscalerOptions"], "version", "v3")),
+        "cluster", lambda d: set_in(cluster(d)["autoscalerOptions"], "version", "v3")),
     "a number for ray start": (
         "multi-node",
         lambda d: set_in(cluster(d)["headGroupSpec"]["rayStartParams"], "num-cpus", 0)),
@@ -233,8 +233,8 @@ AGAINST_RULES: dict[str, tuple[str, Mutation]] = {
         "multi-node", lambda d: set_in(cluster(d)["workerGroupSpecs"][0], "minReplicas", 3)),
     "no most": ("multi-node", lambda d: cluster(d)["workerGroupSpecs"][0].pop("maxReplicas")),
     "options without an autoscaler": (
-        "sweep", lambda d: set_in(cluster(d), "enableInTreeAutoscaling", False)),
-    "a head that restarts": ("sweep", lambda d: set_in(pod(d, "head"), "restartPolicy", "Always")),
+        "cluster", lambda d: set_in(cluster(d), "enableInTreeAutoscaling", False)),
+    "a head that restarts": ("cluster", lambda d: set_in(pod(d, "head"), "restartPolicy", "Always")),
     "a priority without autoscaler v2": (
         "multi-node", lambda d: set_in(cluster(d)["workerGroupSpecs"][0], "priority", 1)),
     "resources twice": (
