@@ -16,12 +16,14 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from cluster.autoscaling import AUTOSCALES
 from distgan.config_loading import load_config
 from distgan.metrics.writer import read_metrics
 from tests.k8s_render import SETTINGS, of_kind, render
@@ -174,6 +176,22 @@ def test_training_runs_to_its_end(overlay: str, pods: Pods, tmp_path: Path) -> N
     assert pods.newest(overlay) == STEPS
 
 
+@pytest.mark.skipif(
+    find_spec("tune.sweep") is None, reason="this version of launch.py has no `tune`"
+)
+def test_a_sweep_runs_to_its_end(pods: Pods, tmp_path: Path) -> None:
+    mount(
+        pods, train__max_steps=2, log__proxy_interval_steps=2, log__proxy_clips=16,
+        checkpoint__interval_steps=2, cluster__num_workers=0,
+    )  # fmt: skip
+    space = {"optim.generator.lr": {"loguniform": [1e-4, 1e-3]}}
+    (pods.config / "space.yaml").write_text(yaml.safe_dump(space))
+    with submitted(pods, "sweep", job_of("sweep", tmp_path)) as submitter:
+        output, _ = submitter.communicate(timeout=240)
+    assert outcome(pods, "sweep") == ("SUCCEEDED", 0), output
+    assert (pods.bucket / "runs" / "sweep" / "best.yaml").exists(), output
+
+
 def test_an_empty_bucket_is_named_when_the_job_starts(pods: Pods, tmp_path: Path) -> None:
     mount(pods)
     with submitted(pods, "no-bucket", job_of("multi-node", tmp_path, BUCKET="")) as submitter:
@@ -181,6 +199,41 @@ def test_an_empty_bucket_is_named_when_the_job_starts(pods: Pods, tmp_path: Path
     assert outcome(pods, "no-bucket") == ("FAILED", 2), output
     (line,) = (line for line in output.splitlines() if "launch.py train:" in line)
     assert "s3:///" in line and "Traceback" not in output
+
+
+def test_an_autoscaled_cluster_is_asked_for_workers(pods: Pods, tmp_path: Path) -> None:
+    """One node is there, two workers are wanted; what was asked for is taken back at the end."""
+    pods.lose_node()
+    wait_for(lambda: alive_nodes(pods) == 2, 60)
+    mount(pods, cluster__num_workers=2)
+    spec = job_of("multi-node", tmp_path)
+    spec["entrypoint"] = spec["entrypoint"].replace("runs/multi-node", "runs/grown")
+    spec["runtimeEnvYAML"] += f'  {AUTOSCALES}: "true"  # KubeRay sets it on such a head\n'
+    with submitted(pods, "grown", spec) as submitter:
+        wait_for(lambda: asked_for(pods) == [({"CPU": 1.0}, 2)], 90)
+        pods.add_node()
+        output, _ = submitter.communicate(timeout=120)
+    assert outcome(pods, "grown") == ("SUCCEEDED", 0), output
+    assert "asked the cluster for 2 workers; 1 fit now" in output
+    assert asked_for(pods) == []
+
+
+def asked_for(pods: Pods) -> list[tuple[dict[str, float], int]]:
+    """What Ray's autoscaler would read: bundles, and how many of each."""
+    program = (
+        "import json, os; from ray._raylet import GcsClient; "
+        "from ray.autoscaler.v2.sdk import get_cluster_resource_state; "
+        "state = get_cluster_resource_state(GcsClient(os.environ['RAY_ADDRESS'])); "
+        "print(json.dumps([[dict(wanted.request.resources_bundle), wanted.count] "
+        "for constraint in state.cluster_resource_constraints "
+        "for wanted in constraint.resource_requests]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=pods.environment, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [(bundle, count) for bundle, count in json.loads(done.stdout.splitlines()[-1])]
 
 
 def test_a_cluster_of_another_version_is_said(pods: Pods) -> None:

@@ -233,8 +233,9 @@ AGAINST_RULES: dict[str, tuple[str, Mutation]] = {
         "multi-node", lambda d: set_in(cluster(d)["workerGroupSpecs"][0], "minReplicas", 3)),
     "no most": ("multi-node", lambda d: cluster(d)["workerGroupSpecs"][0].pop("maxReplicas")),
     "options without an autoscaler": (
-        "cluster", lambda d: set_in(cluster(d), "enableInTreeAutoscaling", False)),
-    "a head that restarts": ("cluster", lambda d: set_in(pod(d, "head"), "restartPolicy", "Always")),
+        "cluster", lambda d: cluster(d).pop("enableInTreeAutoscaling")),
+    "a head that restarts": (
+        "cluster", lambda d: set_in(pod(d, "head"), "restartPolicy", "Always")),
     "a priority without autoscaler v2": (
         "multi-node", lambda d: set_in(cluster(d)["workerGroupSpecs"][0], "priority", 1)),
     "resources twice": (
