@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lint lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/python launch.py demo
@@ -18,6 +18,17 @@ soak: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy distgan cluster tune benchmarks launch.py
+
+# The locks of the container image. PyPI's torch for Linux is the CUDA build; the CPU build is on PyTorch's
+# own index, or lies as a wheel in a folder: make lock TORCH_CPU=FOLDER.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu/torch/
+LOCK = $(BIN)/uv pip compile --quiet --generate-hashes --only-binary :all: --no-binary deepspeed \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+BUILD = k8s/image/requirements-build.in
+lock: $(VENV)/installed-dev
+	$(LOCK) $(BUILD) --output-file k8s/image/requirements-build.txt
+	$(LOCK) pyproject.toml $(BUILD) --output-file k8s/image/requirements-cuda.txt
+	$(LOCK) pyproject.toml $(BUILD) --find-links $(TORCH_CPU) --output-file k8s/image/requirements-cpu.txt
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed: make PYTHON=python3.12 ...")'

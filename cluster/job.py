@@ -22,6 +22,7 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
 
 from cluster import hangs
+from cluster.autoscaling import room
 from cluster.board import Failure, Snapshot, make_board
 from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
@@ -90,7 +91,8 @@ def train_on_cluster(
         _check_data(config)
         if config.cluster.parity_check:
             tqdm.write(str(require_parity(config)))
-        return _Run(config, heard, listener, show_progress=show_progress).to_its_end()
+        with room(config, lambda: heard.received is not None):
+            return _Run(config, heard, listener, show_progress=show_progress).to_its_end()
 
 
 def _connected() -> contextlib.AbstractContextManager[None]:

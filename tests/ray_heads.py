@@ -12,15 +12,22 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.tiny import one_thread
 
 
 @contextlib.contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Starts `ray start --head` with token authentication; gives the environment to use it."""
+def ray_head(
+    num_cpus: int = 2, *, start_in: Path | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[dict[str, str]]:
+    """Starts `ray start --head` with token authentication; gives the environment to use it.
+
+    Args:
+        start_in: where it starts, and so where jobs do that bring no folder of their own.
+        variables: more of its environment, and so of its jobs'.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # sockets' paths must stay short
     token = folder / "token"
     token.touch(mode=0o600)
@@ -38,6 +45,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
         "RAY_health_check_initial_delay_ms": "1000",
         "RAY_health_check_period_ms": "1000",
         "RAY_health_check_failure_threshold": "3",
+        **(variables or {}),
     }
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
@@ -49,7 +57,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=start_in, env=environment, stdout=log, stderr=log, start_new_session=True
         ) as head,
     ):
         try:
@@ -62,7 +70,9 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
 
 
 @contextlib.contextmanager
-def ray_node(head: dict[str, str], num_cpus: int = 1) -> Iterator[subprocess.Popen[bytes]]:
+def ray_node(
+    head: dict[str, str], num_cpus: int = 1, *, start_in: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A further machine of the cluster, simulated here; kill its process group to lose it."""
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block",
@@ -70,7 +80,7 @@ def ray_node(head: dict[str, str], num_cpus: int = 1) -> Iterator[subprocess.Pop
         "--object-store-memory=100000000", "--disable-usage-stats",
     ]  # fmt: skip
     with subprocess.Popen(
-        command, env=head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command, cwd=start_in, env=head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as node:  # fmt: skip
         try:

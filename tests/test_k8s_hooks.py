@@ -1,0 +1,90 @@
+"""The pods' preStop hooks, text unchanged: a pod that must end waits for the last checkpoint.
+
+They look for processes by name, so each runs among processes of its own (a PID namespace), as in a
+pod.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distgan.checkpoint import committed_steps
+from tests.k8s_render import pods, render
+from tests.tiny import REPOSITORY, TINY, one_thread
+
+UNSHARE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc",
+           "--kill-child")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hooks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """`head` and `workers` -> the hook as a shell takes it."""
+    try:
+        subprocess.run([*UNSHARE, "true"], check=True, capture_output=True, timeout=30)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no PID namespaces for this user: {error}")
+    documents = render("multi-node", tmp_path_factory.mktemp("hooks"))
+    return {
+        pod.where.rpartition(" ")[2]: shlex.join(
+            pod.spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        )
+        for pod in pods(documents)
+        if "lifecycle" in pod.spec["containers"][0]
+    }
+
+
+def alone(script: str, *arguments: str) -> str:
+    """What a script prints that runs in a PID namespace of its own."""
+    environment = one_thread()
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(
+        [*UNSHARE, "/bin/bash", "-c", script, "script", *arguments],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_head_ends_with_a_checkpoint(
+    hooks: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    script = f"""
+        python launch.py train "$@" > /dev/null 2>&1 &
+        child=$!
+        until ls {run}/checkpoints/*/COMMITTED > /dev/null 2>&1; do sleep 0.05; done
+        {hooks["head"]}
+        ls {run}/checkpoints
+        wait $child
+        echo code $?
+    """
+    printed = alone(
+        script, *TINY, "train.max_steps=100000", f"data.shards={tiny_data}", f"run.dir={run}"
+    )
+    *when_the_hook_ended, code = printed.splitlines()
+    assert code == "code 143"
+    newest = committed_steps(str(run))[-1]
+    assert when_the_hook_ended[-1] == f"step_{newest:08d}", "the hook ended before the checkpoint"
+
+
+def test_a_worker_waits_for_its_actors_only(hooks: dict[str, str]) -> None:
+    script = f"""
+        (exec -a ray::IDLE sleep 60) &
+        (exec -a ray::RayTrainWorker.run sleep 3) &
+        sleep 0.5
+        SECONDS=0
+        {hooks["workers"]}
+        echo $SECONDS
+        pgrep -f '^ray::' | wc -l
+    """
+    waited, left = alone(script).split()
+    assert 2 <= int(waited) <= 10 and left == "1"
+
+
+def test_hooks_end_at_once_where_nothing_runs(hooks: dict[str, str]) -> None:
+    both = "; ".join(hooks.values())
+    assert int(alone(f"SECONDS=0; {both}; echo $SECONDS")) <= 2
