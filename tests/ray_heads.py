@@ -41,10 +41,6 @@ def ray_head(
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ADDRESS": f"127.0.0.1:{port}",
-        # A lost machine is known in 3 s instead of 20.
-        "RAY_health_check_initial_delay_ms": "1000",
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
         **(variables or {}),
     }
     command = [

@@ -20,23 +20,20 @@ from distgan.engine import Engine
 from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
-STEPS, DRIFT_STEPS = 100, 40
+STEPS, DRIFT_STEPS = 100, 20
 # Gentle enough that rounding doubles rarely: at wild settings every difference ends as large.
 VALUES: dict[str, Any] = {
     "loss.penalty_interval": 2,
     "loss.gamma": 0.1,
     "optim.generator.lr": 1e-4,
     "optim.discriminator.lr": 1e-4,
-    "train.batch_size": 8,
 }
 DDP = "DDP"
 CLIPPED = {"optim.generator.clip_norm": 0.05, "optim.discriminator.clip_norm": 0.05}
 ACCUMULATED = {"train.accumulation": 2}
 DRIFTING: dict[str, tuple[int, dict[str, Any]]] = {
-    "0": (0, {}),
     "3": (3, {}),
     "1 clipped": (1, CLIPPED),
-    "2 accumulated": (2, ACCUMULATED),
     "3 clipped and accumulated": (3, CLIPPED | ACCUMULATED),
 }
 
