@@ -43,6 +43,7 @@ LOCAL: dict[str, Any] = {
 KINDS = ("naive", "dense", "self", "factorised", "window", "sparse", "additive")
 LOCAL_KINDS = ("factorised", "window", "sparse")
 NAIVE_UP_TO = 8192
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHORT_LENGTHS = (64, 128, 256, 512, 1024, 2048)
 
 
@@ -57,16 +58,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit-s", type=float, default=60.0, help="a kind's larger sizes are "
                         "left out after a round took longer (default: 60)")  # fmt: skip
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: CPU time of all "
+                        "threads, for a machine that has other work (default: wall)")  # fmt: skip
     parser.add_argument("--short", action="store_true", help="plain against fused, in both "
                         "precisions, where the switch for bf16 on a CPU comes from")  # fmt: skip
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)  # what a process of its own does
     arguments = parser.parse_args(argv)
     if arguments.case:
-        print(json.dumps(_measure(arguments.case[0], int(arguments.case[1]), arguments.rounds)))
+        kind, tokens = arguments.case
+        found = _measure(kind, int(tokens), arguments.rounds, CLOCKS[arguments.clock])
+        print(json.dumps(found))
     elif arguments.short:
         _short()
     else:
-        _sweep(arguments.kinds, arguments.tokens, arguments.rounds, arguments.limit_s)
+        _sweep(arguments)
 
 
 def grid_of(tokens: int) -> Grid:
@@ -76,24 +81,24 @@ def grid_of(tokens: int) -> Grid:
     return FRAMES, height, area // height
 
 
-def _sweep(kinds: list[str], sizes: list[int], rounds: int, limit_s: float) -> None:
+def _sweep(arguments: argparse.Namespace) -> None:
     device = pick_device("auto")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{name}, {torch.get_num_threads()} threads\n")
+    print(f"{name}, {torch.get_num_threads()} threads, {arguments.clock} time\n")
     print("| kind | tokens | grid | forward ms | both ms | GFLOP, both | GFLOP/s | peak MiB | kept "
-          "by formula, MiB |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+          "by formula, MiB |\n|---|---|---|---|---|---|---|---|---|", flush=True)  # fmt: skip
     seconds: dict[str, dict[int, float]] = {}
-    for kind in kinds:
-        for tokens in sizes:
+    for kind in arguments.kinds:
+        for tokens in arguments.tokens:
             if kind == "naive" and tokens > NAIVE_UP_TO:
                 break
-            found = _in_own_process(kind, tokens, rounds)
+            found = _in_own_process(kind, tokens, arguments)
             if found is None:
                 print(f"| {kind} | {tokens} | out of memory | | | | | | |", flush=True)
                 break
             seconds.setdefault(kind, {})[tokens] = found["both_s"]
             print(_row(kind, tokens, found), flush=True)
-            if found["both_s"] > limit_s:
+            if found["both_s"] > arguments.limit_s:
                 break
     for base in ("dense", "self"):
         for kind in LOCAL_KINDS:
@@ -122,12 +127,13 @@ def _crossing(kind: str, base: str, seconds: dict[str, dict[int, float]]) -> str
     return f"{kind} is faster than {base} from {faster[0]} tokens on ({ratios})"
 
 
-def _in_own_process(kind: str, tokens: int, rounds: int) -> dict[str, float] | None:
+def _in_own_process(
+    kind: str, tokens: int, arguments: argparse.Namespace
+) -> dict[str, float] | None:
     """What the case measured; None if it did not fit in memory."""
     command = [sys.executable, "-m", "benchmarks", "attention", "--case", kind, str(tokens)]
-    done = subprocess.run(
-        [*command, "--rounds", str(rounds)], capture_output=True, text=True, check=False
-    )
+    command += ["--rounds", str(arguments.rounds), "--clock", arguments.clock]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         return found
@@ -136,7 +142,7 @@ def _in_own_process(kind: str, tokens: int, rounds: int) -> dict[str, float] | N
     raise RuntimeError(f"{kind} with {tokens} tokens: {done.stderr[-2000:]}")
 
 
-def _measure(kind: str, tokens: int, rounds: int) -> dict[str, float]:
+def _measure(kind: str, tokens: int, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
     """Medians over the rounds after one that warms up."""
     device = pick_device("auto")
     on_gpu = device.type == "cuda"
@@ -152,10 +158,10 @@ def _measure(kind: str, tokens: int, rounds: int) -> dict[str, float]:
     attend, pairs = _attention(kind, grid_of(tokens), head_dim)
     if on_gpu:
         attend(q, k, v)  # compiles
-    held = _held_mib(device)
+    held, runs = _held_mib(device), range(rounds + 1)
     with torch.no_grad():
-        forward = [_seconds(lambda: attend(q, k, v), on_gpu) for _ in range(rounds + 1)]
-    both = [_seconds(lambda: attend(q, k, v).sum().backward(), on_gpu) for _ in range(rounds + 1)]
+        forward = [_seconds(lambda: attend(q, k, v), on_gpu, clock) for _ in runs]
+    both = [_seconds(lambda: attend(q, k, v).sum().backward(), on_gpu, clock) for _ in runs]
     kept = (4 * q.numel() + heads * tokens) * q.element_size()
     if kind == "factorised":
         kept *= 2
@@ -202,14 +208,16 @@ def _space_then_time(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
     return time_.unflatten(0, (-1, area)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
-def _seconds(work: Callable[[], object], on_gpu: bool) -> float:
+def _seconds(
+    work: Callable[[], object], on_gpu: bool, clock: Callable[[], float] = time.perf_counter
+) -> float:
     if on_gpu:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     work()
     if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _held_mib(device: torch.device) -> float:

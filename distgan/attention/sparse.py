@@ -6,8 +6,8 @@ Shapes: L tokens of a grid (T, H, W), N heads, D head dim, J blocks of M tokens.
 import functools
 
 import torch
-from torch import Tensor
 
+from distgan.attention.flex import Sees
 from distgan.attention.local import LocalAttention
 from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
@@ -29,19 +29,18 @@ class SparseAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return sparse_tiles(grid, self.block, self.reach, self.density, device)
 
-    def mask(self, grid: Grid, places_Q: Tensor) -> Tensor:
+    def sees(self, grid: Grid, device: torch.device) -> Sees:
         axes = [
-            torch.arange(length, device=places_Q.device) // size
+            torch.arange(length, device=device) // size
             for length, size in zip(grid, self.block, strict=True)
         ]
         _, height, width = block_grid(grid, self.block)
         t, h, w = torch.meshgrid(*axes, indexing="ij")
         block_L = ((t * height + h) * width + w).flatten()
-        seen = torch.tensor(
-            seen_blocks(grid, self.block, self.reach, self.density), device=places_Q.device
-        )
-        seen_JJ = torch.zeros(len(seen), len(seen), dtype=torch.bool, device=places_Q.device)
-        return seen_JJ.scatter_(1, seen, True)[block_L[places_Q]][:, block_L]
+        blocks = seen_blocks(grid, self.block, self.reach, self.density)
+        seen_JJ = torch.zeros(len(blocks), len(blocks), dtype=torch.bool, device=device)
+        seen_JJ.scatter_(1, torch.tensor(blocks, device=device), True)
+        return lambda query, key: seen_JJ[block_L[query], block_L[key]]
 
     def num_pairs(self, grid: Grid) -> int:
         sizes = _block_sizes(grid, self.block)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from distgan.attention.flex import Sees
 from distgan.attention.local import LocalAttention
 from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
@@ -31,14 +32,17 @@ class WindowAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return window_tiles(grid, window_on(grid, self.window), device)
 
-    def mask(self, grid: Grid, places_Q: Tensor) -> Tensor:
-        axes = torch.unravel_index(places_Q, grid)
+    def sees(self, grid: Grid, device: torch.device) -> Sees:
         sizes = window_on(grid, self.window)
-        t, h, w = (
-            _axis_mask(length, size).to(places_Q.device)[place]
-            for length, size, place in zip(grid, sizes, axes, strict=True)
-        )
-        return (t[:, :, None, None] & h[:, None, :, None] & w[:, None, None, :]).flatten(1)
+        tables = [_axis_mask(n, size).to(device) for n, size in zip(grid, sizes, strict=True)]
+        _, height, width = grid
+
+        def sees(query: Tensor, key: Tensor) -> Tensor:
+            in_time = tables[0][query // (height * width), key // (height * width)]
+            in_height = tables[1][query // width % height, key // width % height]
+            return in_time & in_height & tables[2][query % width, key % width]
+
+        return sees
 
     def num_pairs(self, grid: Grid) -> int:
         return math.prod(grid) * math.prod(window_on(grid, self.window))
