@@ -112,6 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--input", help="folder or URL with videos whose first frames are "
                           "given, for a generator trained with "
                           "conditioning.task=prediction")  # fmt: skip
+    generate.add_argument("--show-attention", action="store_true", help="also draw where chosen "
+                          "tokens of the first video look, for each attention layer of the "
+                          "generator")  # fmt: skip
     _add_storage_overrides(generate)
 
     _add_compare(commands)
@@ -294,6 +297,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         truncation=arguments.truncation,
         input_folder=absolute(arguments.input) if arguments.input else None,
         storage_options=_storage_options(arguments),
+        show_attention=arguments.show_attention,
     )
     print(made.summary())
     return 0

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from distgan import storage
+from distgan.attention_maps import (
+    PREFIX,
+    check_shows_attention,
+    looks_of,
+    recorded_layers,
+    write_maps,
+)
 from distgan.config import StorageConfig
 from distgan.data.conditioning import condition
 from distgan.data.inputs import context_clips
@@ -20,7 +27,7 @@ from distgan.precision import pick_device
 from distgan.sampling import BATCH_SIZE, Sampler
 
 FACTS, SHEET, GIF = "generated.json", "contact_sheet.png", "samples.gif"
-_VIDEO = re.compile(r"video_\d{6,}\.mp4")
+_VIDEO = re.compile(r"video_\d{6,}\.mp4|" + PREFIX + r"[a-z0-9_]+\.(png|mp4)")
 ON_THE_SHEET = 8  # clips in the GIF and on the contact sheet
 DEFAULT_RATE_HZ = 8.0  # for data sets that keep each video's own frame rate
 
@@ -34,13 +41,19 @@ class Generated:
     sheet: str
     gif: str
     step: int
+    attention: tuple[str, ...] = ()
+    """Pictures of where attention looks; each has a video beside it."""
 
     def summary(self) -> str:
         videos = "1 video" if len(self.videos) == 1 else f"{len(self.videos)} videos"
-        return (
-            f"{videos} from the generator of step {self.step}: "
-            f"{self.videos[0]} ...\ncontact sheet: {self.sheet}\nanimation: {self.gif}"
-        )
+        lines = [
+            f"{videos} from the generator of step {self.step}: {self.videos[0]} ...",
+            f"contact sheet: {self.sheet}",
+            f"animation: {self.gif}",
+        ]
+        if self.attention:
+            lines.append(f"attention: {', '.join(self.attention)}, with a .mp4 beside each")
+        return "\n".join(lines)
 
 
 def generate(
@@ -52,6 +65,7 @@ def generate(
     truncation: float = 1.0,
     input_folder: str | None = None,
     storage_options: StorageConfig | None = None,
+    show_attention: bool = False,
 ) -> Generated:
     """Writes video_SEED.mp4 for seeds seed ... seed + num - 1, samples.gif and contact_sheet.png.
 
@@ -60,6 +74,7 @@ def generate(
         output: a new or empty folder, or one of an earlier `generate`, whose videos are replaced.
         storage_options: for object storage, where `storage.configure` was not called yet.
         input_folder: videos whose first frames are given (prediction only); they are used in turn.
+        show_attention: also draw where the generator's attention looks in the first video.
 
     Raises:
         UserError: no generator, bad numbers, an input that is missing, superfluous or unusable, or
@@ -75,6 +90,8 @@ def generate(
     if not 0 <= truncation <= 1:
         raise UserError(f"--truncation {truncation}: give a number from 0 to 1")
     trained = load_generator(source, pick_device("auto"))
+    if show_attention:
+        check_shows_attention(trained.config)
     contexts = _contexts(trained, input_folder)
     _claim(output)
     facts = {
@@ -87,7 +104,12 @@ def generate(
     try:
         text = json.dumps(facts, indent=1)
         storage.write_bytes(storage.join(output, FACTS), text.encode())
-        return _write_videos(trained, output, range(seed, seed + num), truncation, contexts)
+        seeds = range(seed, seed + num)
+        made = _write_videos(trained, output, seeds, truncation, contexts)
+        if show_attention:
+            maps = _write_attention(trained, output, seeds[:1], truncation, contexts)
+            made = replace(made, attention=tuple(maps))
+        return made
     except BaseException:  # nothing half-written stays, after Ctrl-C neither
         _clear(output)
         raise
@@ -146,6 +168,22 @@ def _write_videos(
     contact_sheet(rows, sheet)
     write_gif(gif, grid(shown), rate, least_size=256)
     return Generated(folder=output, videos=tuple(names), sheet=sheet, gif=gif, step=trained.step)
+
+
+def _write_attention(
+    trained: TrainedGenerator,
+    output: str,
+    first: range,
+    truncation: float,
+    contexts: NDArray[np.uint8] | None,
+) -> list[str]:
+    """Draws the first video once more and looks on; returns the pictures' names."""
+    sampler = Sampler(trained.generator, trained.config.train.precision, truncation=truncation)
+    given = None if contexts is None else contexts[:1]
+    with recorded_layers(trained.generator) as inputs:
+        clip = _sample(trained, sampler, first, given)[0]
+    looks = looks_of(trained.generator, inputs, clip)
+    return write_maps(looks, clip, output, trained.frame_rate_hz or DEFAULT_RATE_HZ)
 
 
 def _sample(

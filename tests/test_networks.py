@@ -27,6 +27,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"model.generator.blocks": 2, "model.discriminator.blocks": 3},
     {"model.attention.kind": "none"},
     {"model.attention.head_dim": 0, "model.attention.heads": 4},
+    {"model.attention.kind": "none", "model.attention.mlp_width": 5},
+    {"model.attention.kind": "sparse", "model.attention.mlp_width": 5, "data.clip_frames": 8},
+    {"model.attention.kind": "factorised", "model.attention.placement": ["encoder", "decoder"]},
     {"data.resolution": 24, "data.clip_frames": 6, "model.attention.resolutions": [6]},
     {"model.temporal_levels": 0, "data.clip_frames": 1, "conditioning.context_frames": 1},
 ]
@@ -66,8 +69,12 @@ def test_sizes_that_are_no_powers_of_two(size: int) -> None:
 
 
 @pytest.mark.parametrize("task", ["none", "prediction"])
-@pytest.mark.parametrize("kind", ["relativistic", "bce", "hinge"])
-def test_no_parameter_is_dead(task: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [("relativistic", kind) for kind in ("additive", "factorised", "sparse")]
+    + [(kind, "self") for kind in ("relativistic", "bce", "hinge")],
+)
+def test_no_parameter_is_dead(task: str, kind: str, attention: str) -> None:
     """After two steps (branches leave zero), each parameter of both gets a gradient that counts."""
     config = tiny_config(
         {
@@ -75,6 +82,9 @@ def test_no_parameter_is_dead(task: str, kind: str) -> None:
             "loss.kind": kind,
             "loss.penalty_interval": 1,
             "model.generator.blocks": 2,
+            "model.attention.kind": attention,
+            "model.attention.mlp_width": 4,
+            "model.attention.density": 0.5,
         }
     )
     step = tiny_step(config)

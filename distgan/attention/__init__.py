@@ -3,6 +3,7 @@
 Each kind maps `tokens_BLE` on a grid (T, H, W) to `tokens_BLE`; `ATTENTION_KINDS` is the switch.
 """
 
+from distgan.attention.factorised import FactorisedAttention
 from distgan.attention.layers import ATTENTION_KINDS, AttentionLayer, MlpLayer, attention_at
 from distgan.attention.pairwise import (
     LONGEST_PLAIN_SEQUENCE,
@@ -18,6 +19,7 @@ __all__ = [
     "ATTENTION_KINDS",
     "LONGEST_PLAIN_SEQUENCE",
     "AttentionLayer",
+    "FactorisedAttention",
     "Grid",
     "MlpLayer",
     "SelfAttention",

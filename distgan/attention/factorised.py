@@ -35,25 +35,26 @@ class FactorisedAttention(nn.Module):
         between_BLE = self._between(tokens_BLE, space_BLE)
         return space_BLE + self._mix_time(between_BLE, grid)
 
-    def masks(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(L, L) bool of both by definition: the same frame, and the same place."""
+    def masks(self, grid: Grid, places_Q: Tensor) -> tuple[Tensor, Tensor]:
+        """(Q, L) bool of both by definition: the same frame, and the same place."""
         frames, height, width = grid
-        number_L = torch.arange(frames * height * width, device=device)
-        frame_L, place_L = number_L // (height * width), number_L % (height * width)
-        return frame_L[:, None] == frame_L, place_L[:, None] == place_L
+        number_L = torch.arange(frames * height * width, device=places_Q.device)
+        area = height * width
+        same_frame = places_Q[:, None] // area == number_L // area
+        return same_frame, places_Q[:, None] % area == number_L % area
 
     def num_pairs(self, grid: Grid) -> int:
         """Of both together."""
         frames, height, width = grid
         return frames * height * width * (height * width + frames)
 
-    def looks(self, tokens_BLE: Tensor, grid: Grid, places: list[int]) -> dict[str, Tensor]:
-        """How much the tokens at `places` take of each token, in space and in time."""
-        space_mask, time_mask = self.masks(grid, tokens_BLE.device)
+    def looks(self, tokens_BLE: Tensor, grid: Grid, places_Q: Tensor) -> dict[str, Tensor]:
+        """How much chosen tokens take of each token, in space and in time: (B, N, Q, L) each."""
+        space_mask, time_mask = self.masks(grid, places_Q)
         between_BLE = self._between(tokens_BLE, self._mix_space(tokens_BLE, grid))
         return {
-            "space": self.space.looks(tokens_BLE, grid, places, space_mask)[""],
-            "time": self.time.looks(between_BLE, grid, places, time_mask)[""],
+            "space": self.space.looks(tokens_BLE, grid, places_Q, space_mask)[""],
+            "time": self.time.looks(between_BLE, grid, places_Q, time_mask)[""],
         }
 
     def _between(self, tokens_BLE: Tensor, space_BLE: Tensor) -> Tensor:

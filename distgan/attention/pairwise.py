@@ -76,7 +76,7 @@ def fast_attention(
     q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, scores: Scores = "dot"
 ) -> Tensor:
     """The same over all pairs by a fused kernel, except for short bf16 sequences on a CPU: there
-    the plain matrix products take 0.3 to 0.5 of its time (`python -m benchmarks attention`)."""
+    the plain products take 0.3 to 0.5 of its time (`python -m benchmarks attention --short`)."""
     on_cpu_in_bf16 = q_BNLD.device.type == "cpu" and q_BNLD.dtype == torch.bfloat16
     if on_cpu_in_bf16 and q_BNLD.shape[2] <= LONGEST_PLAIN_SEQUENCE:
         return reference_attention(q_BNLD, k_BNLD, v_BNLD, scores)

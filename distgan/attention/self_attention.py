@@ -6,7 +6,6 @@ Shapes: B clips, L tokens of a grid (T, H, W), N heads, D head dim, E width, Q c
 import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,12 +51,16 @@ class SelfAttention(nn.Module):
         """The fast path, from heads to heads."""
         return fast_attention(q_BNLD, k_BNLD, v_BNLD, self.scores)
 
-    def mask(self, grid: Grid, device: torch.device) -> Tensor | None:
-        """(L, L) bool by the kind's definition: which keys (columns) each query sees; None: all."""
+    def mask(self, grid: Grid, places_Q: Tensor) -> Tensor | None:
+        """(Q, L) bool by the kind's definition: the keys that tokens see; None: all of them.
+
+        Args:
+            places_Q: numbers of tokens.
+        """
         return None
 
     def num_pairs(self, grid: Grid) -> int:
-        """Pairs of a query and a key that it sees: the True places of `mask`."""
+        """Pairs of a query and a key that it sees: the True places of all tokens' `mask`."""
         return math.prod(grid) ** 2
 
     def kept_for_backward(
@@ -83,16 +86,17 @@ class SelfAttention(nn.Module):
         self,
         tokens_BLE: Tensor,
         grid: Grid,
-        places: list[int],
-        mask_LL: Tensor | None = None,
+        places_Q: Tensor,
+        mask_QL: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """How much the tokens at `places` take of each token: (B, N, Q, L), rows sum to 1.
+        """How much chosen tokens take of each token: (B, N, Q, L), rows sum to 1.
 
         Args:
-            mask_LL: in place of the kind's own.
+            places_Q: numbers of tokens.
+            mask_QL: what they see, in place of the kind's own.
         """
         q, k, _ = self.heads_of(tokens_BLE, grid)
-        if mask_LL is None:
-            mask_LL = self.mask(grid, tokens_BLE.device)
-        mask_QL = None if mask_LL is None else mask_LL[places]
-        return {"": attention_weights(q[:, :, places].float(), k.float(), self.scores, mask_QL)}
+        if mask_QL is None:
+            mask_QL = self.mask(grid, places_Q)
+        chosen = q[:, :, places_Q]
+        return {"": attention_weights(chosen.float(), k.float(), self.scores, mask_QL)}

@@ -4,15 +4,14 @@ Shapes: L tokens of a grid (T, H, W), N heads, D head dim, J blocks of M tokens.
 """
 
 import functools
-import math
 
 import torch
-from torch import Tensor
 
+from distgan.attention.flex import Sees
 from distgan.attention.local import LocalAttention
 from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
-from distgan.sparsity import Grid, seen_blocks
+from distgan.sparsity import Grid, block_grid, seen_blocks
 
 
 class SparseAttention(LocalAttention):
@@ -30,18 +29,18 @@ class SparseAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return sparse_tiles(grid, self.block, self.reach, self.density, device)
 
-    def mask(self, grid: Grid, device: torch.device) -> Tensor:
-        blocks = [
+    def sees(self, grid: Grid, device: torch.device) -> Sees:
+        axes = [
             torch.arange(length, device=device) // size
             for length, size in zip(grid, self.block, strict=True)
         ]
-        counts = [-(-length // size) for length, size in zip(grid, self.block, strict=True)]
-        t, h, w = torch.meshgrid(*blocks, indexing="ij")
-        block_L = ((t * counts[1] + h) * counts[2] + w).flatten()
-        seen_JJ = torch.zeros(math.prod(counts), math.prod(counts), dtype=torch.bool)
-        for number, others in enumerate(seen_blocks(grid, self.block, self.reach, self.density)):
-            seen_JJ[number, others] = True
-        return seen_JJ.to(device)[block_L][:, block_L]
+        _, height, width = block_grid(grid, self.block)
+        t, h, w = torch.meshgrid(*axes, indexing="ij")
+        block_L = ((t * height + h) * width + w).flatten()
+        blocks = seen_blocks(grid, self.block, self.reach, self.density)
+        seen_JJ = torch.zeros(len(blocks), len(blocks), dtype=torch.bool, device=device)
+        seen_JJ.scatter_(1, torch.tensor(blocks, device=device), True)
+        return lambda query, key: seen_JJ[block_L[query], block_L[key]]
 
     def num_pairs(self, grid: Grid) -> int:
         sizes = _block_sizes(grid, self.block)

@@ -113,10 +113,12 @@ class _TiledAttention(torch.autograd.Function):
         log_sums_GJM = torch.empty(q_GJMD.shape[:3], device=q_GLD.device, dtype=wide(q_GLD))
         for some in _chunks(q_GJMD, tiles):
             logits = _logits(q_GJMD[:, some], _read(k_units, tiles, some), tiles, some)
-            log_sums = torch.logsumexp(logits, dim=-1, keepdim=True)
-            weights = logits.sub_(log_sums).exp_().to(v_GLD.dtype)
-            out_GJMD[:, some] = weights @ _read(v_units, tiles, some)
-            log_sums_GJM[:, some] = log_sums[..., 0]
+            largest = logits.amax(dim=-1, keepdim=True)
+            weights = logits.sub_(largest).exp_()
+            sums = weights.sum(dim=-1, keepdim=True)
+            log_sums_GJM[:, some] = (largest + sums.log())[..., 0]
+            mixed = weights.to(v_GLD.dtype) @ _read(v_units, tiles, some)
+            out_GJMD[:, some] = (mixed / sums).to(v_GLD.dtype)
         out_GLD = _untiled(out_GJMD, tiles)
         ctx.save_for_backward(q_GLD, k_GLD, v_GLD, out_GLD, log_sums_GJM)
         ctx.tiles = tiles

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from distgan.attention.flex import Sees
 from distgan.attention.local import LocalAttention
 from distgan.attention.tiles import Tiles, combine, outer, place_of_each
 from distgan.config import AttentionConfig
@@ -31,13 +32,17 @@ class WindowAttention(LocalAttention):
     def tiles(self, grid: Grid, device: torch.device) -> Tiles:
         return window_tiles(grid, window_on(grid, self.window), device)
 
-    def mask(self, grid: Grid, device: torch.device) -> Tensor:
-        seen = [
-            _axis_mask(length, size).to(device)
-            for length, size in zip(grid, window_on(grid, self.window), strict=True)
-        ]
-        mask = torch.einsum("ad,be,cf->abcdef", *(axis.to(torch.uint8) for axis in seen)).bool()
-        return mask.reshape(math.prod(grid), math.prod(grid))
+    def sees(self, grid: Grid, device: torch.device) -> Sees:
+        sizes = window_on(grid, self.window)
+        tables = [_axis_mask(n, size).to(device) for n, size in zip(grid, sizes, strict=True)]
+        _, height, width = grid
+
+        def sees(query: Tensor, key: Tensor) -> Tensor:
+            in_time = tables[0][query // (height * width), key // (height * width)]
+            in_height = tables[1][query // width % height, key // width % height]
+            return in_time & in_height & tables[2][query % width, key % width]
+
+        return sees
 
     def num_pairs(self, grid: Grid) -> int:
         return math.prod(grid) * math.prod(window_on(grid, self.window))
