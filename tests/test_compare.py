@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import sys
@@ -165,28 +166,28 @@ def test_a_run_that_diverged_is_shown_and_counts_as_bad(finished: Path, tmp_path
 
 
 def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Path) -> None:
-    """SIGTERM within the second run: the first is kept as it is, the second goes on."""
+    """Ctrl-C within the second run and SIGTERM later in it, each to the whole process group: the
+    first run is kept as it is, the second goes on."""
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert launch(*arguments(once, tiny_data, steps=60)).returncode == 0
-    metrics = twice / "runs" / RUNS[1] / "metrics.jsonl"
+    second = twice / "runs" / RUNS[1]
+    command = [str(REPOSITORY / "launch.py"), *arguments(twice, tiny_data, steps=60)]
+    first: dict[str, bytes] = {}
+    for number, code, step in ((signal.SIGINT, 130, 10), (signal.SIGTERM, 143, 40)):
 
-    def is_under_way() -> bool:
-        return metrics.exists() and '{"step": 10,' in metrics.read_text()
+        def is_there(step: int = step) -> bool:
+            metrics = second / "metrics.jsonl"
+            return metrics.exists() and f'{{"step": {step},' in metrics.read_text()
 
-    command = [
-        sys.executable,
-        str(REPOSITORY / "launch.py"),
-        *arguments(twice, tiny_data, steps=60),
-    ]
-    with running(command, one_thread(), is_under_way) as process:
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors
-    assert not (twice / "report.md").exists()
-    first = files(twice / "runs" / RUNS[0])
-    assert MEASURED in first and not (twice / "runs" / RUNS[1] / MEASURED).exists()
-    assert list((twice / "runs" / RUNS[1] / "checkpoints").glob("*/COMMITTED"))
+        with running([sys.executable, *command], one_thread(), is_there) as process:
+            os.killpg(process.pid, number)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, errors
+        assert "Traceback" not in errors
+        assert not (twice / "report.md").exists() and not (second / MEASURED).exists()
+        assert list((second / "checkpoints").glob("*/COMMITTED"))
+        first = first or files(twice / "runs" / RUNS[0])
+    assert MEASURED in first
     done = launch(*arguments(twice, tiny_data, steps=60))
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr + done.stdout
