@@ -413,6 +413,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     from distgan.compare.command import compare, request_of
     from distgan.compare.runner import Executor
+    from distgan.interrupts import sigterm_interrupts
     from distgan.paths import absolute
 
     output = absolute(arguments.output)
@@ -431,7 +432,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         from cluster.compare import OnRay
 
         executor = OnRay(given.pop("parallel"), config, (output, config.data.shards or output))
-    print(compare(request_of(output, arguments.demo_data, given), config, executor))
+    with sigterm_interrupts():
+        print(compare(request_of(output, arguments.demo_data, given), config, executor))
     return 0
 
 

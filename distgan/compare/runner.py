@@ -4,9 +4,10 @@ So the peak of memory is a job's own, and one that is killed takes nothing with 
 side, see `cluster.compare`.
 """
 
+import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeVar
@@ -73,7 +74,7 @@ def _run_one(job: Job, signals: StopSignals) -> None:
     context.set_forkserver_preload(["distgan.compare.jobs"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_perform, args=(job, theirs), name=job.name)
-    with no_ctrl_c_in_new_processes():  # it hears of signals from this process alone
+    with no_ctrl_c_in_new_processes(), _sigterm_waits():
         process.start()
     theirs.close()
     try:
@@ -87,6 +88,17 @@ def _run_one(job: Job, signals: StopSignals) -> None:
         ours.close()
 
 
+@contextlib.contextmanager
+def _sigterm_waits() -> Iterator[None]:
+    """Keeps SIGTERM to a whole process group from ending the process that forks the others: with
+    it, nobody would know when they have ended. They let it through themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _wait(process: BaseProcess, signals: StopSignals) -> None:
     forwarded = False
     while process.is_alive():
@@ -98,6 +110,7 @@ def _wait(process: BaseProcess, signals: StopSignals) -> None:
 
 def _perform(job: Job, answer: Connection) -> None:
     """In the new process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     end_with_parent()
     try:
         number = job.perform(show_progress=True)

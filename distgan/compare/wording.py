@@ -51,7 +51,7 @@ def verdict(pairs: Sequence[Pair], num_seeds: int) -> str:
         why = (
             "with one seed nobody knows how much luck is in the figures"
             if num_seeds < 2
-            else f"with {num_seeds} seeds, luck explains the differences as well as attention does"
+            else f"with {num_seeds} seeds, the differences may as well be luck"
         )
         return f"**no conclusion**; {why}."
     said = "; ".join(f"**{best} is better than {_and(worse)}**" for best, worse in wins.items())
