@@ -39,7 +39,7 @@ def main(run: str, data: str, seed: str) -> None:
         *TINY, f"run.dir={run}", f"data.shards={data}", f"seed={seed}",
         f"train.max_steps={STEPS}", "log.proxy_interval_steps=1",
     ])  # fmt: skip
-    spec = spec_of("asha", GRID, max_steps=STEPS, num_trials=27, seed=int(seed))
+    spec = spec_of("asha", GRID, max_steps=STEPS, num_trials=27, seed=int(seed), reduction_factor=4)
     outcome = run_sweep(config, spec, follow_curve)
     assert outcome.is_complete
     print(write_results(run))
