@@ -38,6 +38,7 @@ from tune.ray_side import LedgerCallback, LedgerSearcher
 from tune.records import SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
 from tune.settings import evaluation_steps, save_settings, start_or_resume
 from tune.space import Space
+from tune.training import Train
 from tune.trial import Board, Trial
 
 _POLL_S = 0.5
@@ -66,8 +67,11 @@ class SweepOutcome:
     """No trial is left to train."""
 
 
-def run_sweep(config: Config, spec: SweepSpec) -> SweepOutcome:
+def run_sweep(config: Config, spec: SweepSpec, train: Train | None = None) -> SweepOutcome:
     """Runs, or goes on with, the sweep in `config.run.dir`.
+
+    Args:
+        train: trains each trial instead of what `launch.py train` would take.
 
     Raises:
         UserError: bad input, a metric that no trial reports, or the cluster has no room.
@@ -89,14 +93,16 @@ def run_sweep(config: Config, spec: SweepSpec) -> SweepOutcome:
         signals = stack.enter_context(StopSignals().watching())
         at_a_time = trials_at_a_time(config, spec)
         save_settings(config, spec)
-        return _Sweep(config, spec, space, at_a_time).run(signals)
+        return _Sweep(config, spec, space, at_a_time, train).run(signals)
 
 
 class _Sweep:
     """One start of a sweep, connected to Ray."""
 
-    def __init__(self, config: Config, spec: SweepSpec, space: Space, at_a_time: int) -> None:
-        self.config, self.spec = config, spec
+    def __init__(
+        self, config: Config, spec: SweepSpec, space: Space, at_a_time: int, train: Train | None
+    ) -> None:
+        self.config, self.spec, self.train = config, spec, train
         self.folder = config.run.dir
         records = read_sweep(self.folder)[1]
         rule = stopping_rule(spec, evaluation_steps(config, spec))
@@ -158,6 +164,7 @@ class _Sweep:
             base=self.config.model_dump(mode="json"),
             spec=self.spec.model_dump(mode="json"),
             board=self.board,
+            train=self.train,
         )
         return ray_tune.Tuner(
             ray_tune.with_resources(trainable, placement(self.config, self.spec)),

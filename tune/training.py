@@ -6,13 +6,14 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from distgan import storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
 from distgan.errors import DistganError
 from distgan.metrics.writer import METRICS_NAME, read_metrics
-from distgan.trainer import Outcome
+from distgan.trainer import Listener, Outcome, StopRequests
 from tune.records import MetricSpec
 
 STOP = int(signal.SIGTERM)
@@ -42,12 +43,24 @@ class UnmeasuredError(DistganError):
     exit_code = 2
 
 
+class Train(Protocol):
+    """What trains one trial: `train_locally`, `train_on_cluster`."""
+
+    def __call__(
+        self, config: Config, *, show_progress: bool, requests: StopRequests, listener: Listener
+    ) -> Outcome:
+        """Goes on with the run in `config.run.dir`."""
+        ...
+
+
 @dataclass
 class Training:
     """`launch.py train` in a thread of this process, for `config.run.dir`."""
 
     config: Config
     metrics: Sequence[MetricSpec]
+    train: Train | None = None
+    """None: what `launch.py train` would take for the configuration."""
     received: int | None = None
     """Set to `STOP` to end the run with a checkpoint: at once where it halts, else at its next
     step."""
@@ -87,10 +100,7 @@ class Training:
     def _train(self) -> None:
         try:
             self._latest = _logged_before(self.config.run.dir)
-            if self.config.cluster.num_workers:
-                from cluster.job import train_on_cluster as train
-            else:
-                from distgan.local import train_locally as train
+            train = self.train or _train_of(self.config)
             outcome = train(self.config, show_progress=False, requests=self, listener=self._listen)
             if outcome.signal is None:
                 self._refuse_unmeasured()
@@ -116,6 +126,16 @@ class Training:
                 raise UnmeasuredError(
                     f"--metric {metric.name}: no trial reports it; logged are: {logged}"
                 )
+
+
+def _train_of(config: Config) -> Train:
+    if config.cluster.num_workers:
+        from cluster.job import train_on_cluster
+
+        return train_on_cluster
+    from distgan.local import train_locally
+
+    return train_locally
 
 
 def _logged_before(run_dir: str) -> dict[str, float]:

@@ -23,7 +23,7 @@ from distgan.run_folder import CONFIG, alone_in, save_config
 from tune.copying import copy_state
 from tune.population import boundaries
 from tune.records import SWEEP, SweepSpec, trial_folder
-from tune.training import STOP, End, Evaluation, Training, UnmeasuredError
+from tune.training import STOP, End, Evaluation, Train, Training, UnmeasuredError
 
 _POLL_S = 0.5
 _PATIENCE_S = 120.0
@@ -71,9 +71,10 @@ class Trial(ray_tune.Trainable):
         base: Mapping[str, Any] | None = None,
         spec: Mapping[str, Any] | None = None,
         board: Any = None,
+        train: Train | None = None,
     ) -> None:
         """Called once in each process; the keywords are the same for all trials."""
-        self.folder, self.board = folder, board
+        self.folder, self.board, self.train_function = folder, board, train
         self.base, self.spec = build_config(base or {}), SweepSpec.model_validate(spec)
         self.training: Training | None = None
         self.until_reached = False
@@ -95,7 +96,7 @@ class Trial(ray_tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             if self.training is None:
-                self.training = Training(self._prepare(), self.spec.metrics)
+                self.training = Training(self._prepare(), self.spec.metrics, self.train_function)
             else:
                 reason = ray.get(self.board.stop_reason.remote(self.job["trial_id"]))
                 if reason or self.until_reached:
