@@ -111,7 +111,7 @@ def test_a_winner_without_a_generator_names_the_way_out(
     trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "copy")
-    shutil.copytree(trained, folder)
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("best_generator", "best"))
     for name in ("checkpoints", "generator"):
         shutil.rmtree(os.path.join(trial_folder(folder, "g0-s1"), name))  # noqa: PTH118
     assert main(["tune", "--export", folder]) == 2

@@ -21,7 +21,7 @@ from tune.copying import copy_state
 from tune.population import read_generations
 from tune.records import TrialRecord, read_sweep
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 METRIC = "quality/proxy_frechet_ema"
 STEPS = 60
@@ -54,9 +54,9 @@ def until_step(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as driver:  # fmt: skip
         try:
-            wait_until(is_there, 120, driver)
+            wait_until(is_there, 200, driver)
             act(driver)
-            output, _ = driver.communicate(timeout=150)
+            output, _ = driver.communicate(timeout=250)
         finally:
             driver.kill()
     return driver.returncode, output

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tune.records import SweepSpec, TrialRecord
 
 _ROWS = 15
+_PLACES = {"running": 0, "finished": 1, "stopped": 1}
 
 
 def happened(record: TrialRecord) -> str:
@@ -25,9 +26,9 @@ def table(spec: SweepSpec, records: Sequence[TrialRecord], total: int) -> str:
     metric = spec.metrics[0]
     sign = 1 if metric.mode == "min" else -1
 
-    def order(record: TrialRecord) -> tuple[bool, float]:
+    def order(record: TrialRecord) -> tuple[int, float]:
         value = sign * record.values.get(metric.name, math.nan)
-        return record.status != "running", math.inf if math.isnan(value) else value
+        return _PLACES.get(record.status, 2), math.inf if math.isnan(value) else value
 
     rows = [("trial", "status", "step", metric.name, "seconds", "overrides")]
     for record in sorted(records, key=order)[:_ROWS]:

@@ -122,8 +122,6 @@ class _Sweep:
     def run(self, signals: StopSignals) -> SweepOutcome:
         """Returns when no trial runs any more."""
         total = (self.spec.num_trials + 1) * self.spec.repeats
-        if self.spec.algorithm == "pbt":
-            total = self.spec.num_trials + 1
         if not self.ledger.is_finished():
             tuner = self._tuner()
             thread = threading.Thread(target=self._fit, args=(tuner,), daemon=True, name="tune")
