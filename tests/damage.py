@@ -32,7 +32,7 @@ KINDS = ("header", "payload", "anywhere", "truncated", "swapped", "missing")
 
 
 def corrupt(files: Sequence[Path], kind: str, rng: np.random.Generator) -> Corruption:
-    """Damages one or two whole shards, of npy clips, in one random way of `KINDS`."""
+    """Damages one or two whole shards in one random way of `KINDS`."""
     shard = int(rng.integers(len(files)))
     file = files[shard]
     clips = clip_places(file)
@@ -68,10 +68,10 @@ def corrupt(files: Sequence[Path], kind: str, rng: np.random.Generator) -> Corru
 
 
 def clip_places(shard: Path) -> list[tuple[int, int, int]]:
-    """Of each npy clip in a whole shard: where its header, its payload, and what follows begin."""
+    """Of each clip in a whole shard: where its header, its payload, and what follows begin."""
     with tarfile.open(shard) as tar:
         return [
             (member.offset, member.offset_data, member.offset_data + member.size)
             for member in tar
-            if member.name.endswith(".npy")
+            if member.name.endswith((".npy", ".mp4"))
         ]
