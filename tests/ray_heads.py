@@ -70,9 +70,11 @@ def ray_node(
     head: dict[str, str], num_cpus: int = 1, *, start_in: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A further machine of the cluster, simulated here; kill its process group to lose it."""
+    (agent,) = _free_ports(1)  # the default is one for the whole machine, and a raylet needs it
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block",
         f"--address={head['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
+        f"--dashboard-agent-listen-port={agent}",
         "--object-store-memory=100000000", "--disable-usage-stats",
     ]  # fmt: skip
     with subprocess.Popen(
