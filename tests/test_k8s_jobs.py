@@ -51,13 +51,16 @@ class Pods:
         """Returns when the cluster knows it; `ray start` gives up after 30 s of a busy machine."""
         known = len(node_states(self))
         for _ in range(3):
-            node = self.stack.enter_context(ray_node(self.environment, start_in=self.app))
+            log = self.app.parent / "node.log"
+            node = self.stack.enter_context(
+                ray_node(self.environment, start_in=self.app, log=log)
+            )
             while node.poll() is None:
                 if len(node_states(self)) > known:
                     self.nodes.append(node)
                     return
                 time.sleep(0.2)
-        raise AssertionError("no node could be started")
+        raise AssertionError(f"no node could be started: {log.read_text()}")
 
     def lose_node(self) -> None:
         os.killpg(self.nodes.pop().pid, signal.SIGKILL)
