@@ -260,7 +260,7 @@ def _store(url: str) -> ObjectStore:
             f"a {scheme}:// URL has credentials in it; take them out: they come from the "
             "environment, a profile or a mounted file only"
         )
-    if not rest.strip("/"):
+    if not rest.partition("/")[0]:
         raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
     key = (os.getpid(), scheme.lower())
     if key not in _stores:

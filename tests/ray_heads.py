@@ -67,18 +67,26 @@ def ray_head(
 
 @contextlib.contextmanager
 def ray_node(
-    head: dict[str, str], num_cpus: int = 1, *, start_in: Path | None = None
+    head: dict[str, str],
+    num_cpus: int = 1,
+    *,
+    start_in: Path | None = None,
+    log: Path = Path(os.devnull),
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A further machine of the cluster, simulated here; kill its process group to lose it."""
+    (agent,) = _free_ports(1)  # the default is one for the whole machine, and a raylet needs it
     command = [
         str(Path(sys.executable).with_name("ray")), "start", "--block",
         f"--address={head['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
+        f"--dashboard-agent-listen-port={agent}",
         "--object-store-memory=100000000", "--disable-usage-stats",
     ]  # fmt: skip
-    with subprocess.Popen(
-        command, cwd=start_in, env=head, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as node:  # fmt: skip
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, cwd=start_in, env=head, stdout=output, stderr=output, start_new_session=True
+        ) as node,
+    ):
         try:
             yield node
         finally:

@@ -285,6 +285,7 @@ def test_a_read_only_bucket(proxy: FaultProxy) -> None:
         ("s3://nowhere/x", "there is no bucket 'nowhere'"),
         ("s3://Not_a_bucket!/x", "not a valid bucket"),
         ("s3://", "names no bucket"),
+        ("s3:///folder/file", "names no bucket"),
         ("nonsense://bucket/x", "no storage is known by nonsense://"),
         ("simplecache::s3://bucket/x", "chained"),
         ("s3://key:hush-hush@bucket/x", "credentials"),
