@@ -16,14 +16,22 @@ M = TypeVar("M", bound=nn.Module)
 
 def build_generator(config: Config, device: torch.device) -> Generator:
     """The generator with its start weights."""
+    return _materialise(_empty_generator(config), config, "generator", device)
+
+
+def generator_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of each of the generator's parameters; takes no memory for them."""
+    return {name: tuple(p.shape) for name, p in _empty_generator(config).named_parameters()}
+
+
+def _empty_generator(config: Config) -> Generator:
     with torch.device("meta"):
-        generator = Generator(
+        return Generator(
             config.model,
             config.data.resolution,
             config.data.clip_frames,
             reads_video(config.conditioning),
         )
-    return _materialise(generator, config, "generator", device)
 
 
 def build_discriminator(config: Config, device: torch.device) -> Discriminator:

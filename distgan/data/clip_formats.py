@@ -22,6 +22,9 @@ from distgan.buffers import Bytes
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
 
+MOST_BYTES = 2**31
+"""Of a clip's pixels: a file of some kilobytes may claim any number of them."""
+
 GOP = 16
 """Frames from one key frame of an mp4 clip to the next."""
 
@@ -85,7 +88,8 @@ def decode(
         return out
     try:
         return _decode_mp4(data, indices, out)
-    except (av.FFmpegError, OSError) as error:
+    # What FFmpeg says of damage is of many kinds, and forged times are no numbers for `Fraction`.
+    except (av.FFmpegError, OSError, MemoryError, ArithmeticError, TypeError) as error:
         raise ValueError(f"damaged mp4 clip: {error}") from error
 
 
@@ -118,15 +122,23 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
 
 
 def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) -> Pixels:
-    with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
+    most = MOST_BYTES if out is None else out.nbytes
+    num_wanted = len(indices) if indices is not None else 1
+    options = {"max_pixels": str(most // (3 * max(num_wanted, 1))), "max_streams": "8"}
+    with av.open(io.BytesIO(data), mode="r", format="mp4", options=options) as container:
         stream: Any = container.streams.best("video")
         if stream is None:
             raise ValueError("damaged mp4 clip: no video stream")
         stream.codec_context.thread_count = 1
-        wanted = list(range(stream.frames)) if indices is None else list(indices)
         rate = stream.average_rate
-        if not wanted or rate is None:
+        count = stream.frames if indices is None else num_wanted
+        pixels_a_frame = stream.codec_context.width * stream.codec_context.height
+        if not count or rate is None:
             raise ValueError("mp4 clip: no frame asked for, or none declared")
+        if 3 * count * pixels_a_frame > most:
+            raise ValueError(f"mp4 clip of {count} frames of {pixels_a_frame} pixels: too large")
+        stream.codec_context.options = {"max_pixels": str(most // (3 * count))}
+        wanted = list(range(count)) if indices is None else list(indices)
         frames_a_tick: Fraction = stream.time_base * rate
         if min(wanted) >= GOP:
             container.seek(int(min(wanted) / frames_a_tick), stream=stream, backward=True)
@@ -186,5 +198,5 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("npy clip of an unknown version")
         return np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+    except (SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"damaged npy header: {error}") from error

@@ -28,6 +28,8 @@ class Shard:
     damage: ShardDamage | None
     unlisted: tuple[str, ...] = ()
     """Clip members that the manifest doesn't list."""
+    odd: tuple[str, ...] = ()
+    """See `TarContents.odd`."""
 
 
 def read_shard(
@@ -69,7 +71,8 @@ def read_shard(
 def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
     entry, ending = manifest.shards[index], manifest.clip.clip_format
     problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
-    members = read_members(data).members
+    contents = read_members(data)
+    members = contents.members
     clips: list[Bytes | None] = []
     damaged: list[tuple[int, Cause]] = []
     for place, (key, crc32) in enumerate(zip(entry.keys, entry.crc32, strict=True)):
@@ -88,6 +91,7 @@ def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
         facts=tuple(_text(members.get(f"{key}.json")) for key in entry.keys),
         damage=ShardDamage(index, problem, tuple(damaged)) if problem else None,
         unlisted=tuple(n for n in members if n.endswith(f".{ending}") and n not in listed),
+        odd=contents.odd,
     )
 
 
