@@ -114,6 +114,8 @@ def _described(facts: Mapping[str, Any], path: str) -> tuple[Config, float]:
         check_config(config)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} does not describe a generator: {error!r}") from error
+    except UserError as error:
+        raise UserError(f"{path} does not describe a generator: {error}") from error
     return config, rate
 
 

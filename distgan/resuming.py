@@ -108,6 +108,10 @@ def _check_shapes(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     a larger one without a word."""
     wanted = _weight_shapes(trainer)
     there = {name: tuple(t.shape) for name, t in checkpoint.tensors.items()}
+    for name, shape in there.items():
+        network, optimizer, rest = name.partition(".optimizer/")
+        if optimizer and shape:  # one number, such as its count of steps, has none
+            wanted[name] = wanted.get(f"{network}/{rest.rpartition('/')[0]}", ())
     for name, shape in wanted.items():
         if there.get(name) != shape:
             raise UserError(

@@ -33,7 +33,12 @@ def main() -> None:
             grown = peak_bytes() - before
             with open_spool(spool) as reader:
                 outcome = reader.outcome
-        facts = {"seconds": taken_s, "cpu_seconds": cpu_s, "grown": grown, "clips": outcome.counts.get("clips", 0)}
+        facts = {
+            "seconds": taken_s,
+            "cpu_seconds": cpu_s,
+            "grown": grown,
+            "clips": outcome.counts.get("clips", 0),
+        }
         print(json.dumps(facts | {"cause": outcome.cause, "detail": outcome.detail}), flush=True)
 
 

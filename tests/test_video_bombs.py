@@ -70,7 +70,7 @@ KINDS = (
     ("libsvtav1", "mp4", "yuv420p"), ("mpeg4", "avi", "yuv420p"), ("mpeg4", "mp4", "yuv420p"),
     ("mpeg2video", "mpg", "yuv420p"), ("mpeg2video", "ts", "yuv422p"),
     ("mpeg1video", "mpeg", "yuv420p"), ("mjpeg", "avi", "yuvj420p"), ("mjpeg", "mov", "yuvj444p"),
-    ("png", "mov", "rgb24"), ("png", "mkv", "rgba"), ("ffv1", "mkv", "yuv420p"),
+    ("png", "mov", "rgb24"), ("png", "avi", "rgba"), ("ffv1", "mkv", "yuv420p"),
     ("ffv1", "avi", "gray"), ("huffyuv", "avi", "yuv422p"), ("ffvhuff", "nut", "yuv420p"),
     ("rawvideo", "avi", "bgr24"), ("rawvideo", "nut", "yuv420p"),
     ("gif", "gif", "rgb8"), ("prores_ks", "mov", "yuv422p10le"), ("wmv2", "wmv", "yuv420p"),
@@ -100,6 +100,8 @@ def write_clip(
 ) -> None:
     """Eight frames; B-frames, interlaced fields, gaps in time and sound, each in some of them."""
     width, height = size
+    if codec == "libsvtav1":
+        width, height = max(width, 64), max(height, 64)  # or the encoder crashes
     if codec == "mpeg4":
         rate = Fraction(round(rate))  # its clock is coarse
     if codec in ("mpeg1video", "mpeg2video") or path.suffix in (".flv", ".mxf"):
@@ -109,7 +111,7 @@ def write_clip(
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         if codec == "libx264":
             stream.options = {"preset": "ultrafast", "bf": str(number % 3)}
-            if number % 4 == 1:
+            if number % 4 == 1 and height % 4 == 0:
                 stream.options |= {"x264-params": "interlaced=1:tff=1"}
         if codec == "libsvtav1":
             stream.options = {"preset": "13"}

@@ -144,7 +144,9 @@ def gif_65535(folder: Path) -> Path:
 
 
 def y4m_200k(folder: Path) -> Path:
-    return _write(folder / "huge.y4m", b"YUV4MPEG2 W200000 H200000 F25:1 C420\nFRAME\n" + bytes(9999))
+    return _write(
+        folder / "huge.y4m", b"YUV4MPEG2 W200000 H200000 F25:1 C420\nFRAME\n" + bytes(9999)
+    )
 
 
 BOMBS: dict[str, Callable[[Path], Path]] = {

@@ -22,8 +22,8 @@ from distgan.buffers import Bytes
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
 
-MOST_BYTES = 2**31
-"""Of a clip's pixels: a file of some kilobytes may claim any number of them."""
+MOST_BYTES, MOST_PIXELS = 2**31, 2**25
+"""Of a clip, and of a frame: a file of some kilobytes may claim any number of them."""
 
 GOP = 16
 """Frames from one key frame of an mp4 clip to the next."""
@@ -124,7 +124,8 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
 def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) -> Pixels:
     most = MOST_BYTES if out is None else out.nbytes
     num_wanted = len(indices) if indices is not None else 1
-    options = {"max_pixels": str(most // (3 * max(num_wanted, 1))), "max_streams": "8"}
+    most_pixels = min(MOST_PIXELS, most // (3 * max(num_wanted, 1)))
+    options = {"max_pixels": str(most_pixels), "max_streams": "8"}
     with av.open(io.BytesIO(data), mode="r", format="mp4", options=options) as container:
         stream: Any = container.streams.best("video")
         if stream is None:
@@ -135,9 +136,9 @@ def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) 
         pixels_a_frame = stream.codec_context.width * stream.codec_context.height
         if not count or rate is None:
             raise ValueError("mp4 clip: no frame asked for, or none declared")
-        if 3 * count * pixels_a_frame > most:
+        if 3 * count * pixels_a_frame > most or not 0 < pixels_a_frame <= most_pixels:
             raise ValueError(f"mp4 clip of {count} frames of {pixels_a_frame} pixels: too large")
-        stream.codec_context.options = {"max_pixels": str(most // (3 * count))}
+        stream.codec_context.options = {"max_pixels": str(min(most_pixels, most // (3 * count)))}
         wanted = list(range(count)) if indices is None else list(indices)
         frames_a_tick: Fraction = stream.time_base * rate
         if min(wanted) >= GOP:

@@ -5,7 +5,7 @@ whose samples are `KEY.json` (facts about the clip) and one clip member, `KEY.mp
 """
 
 import hashlib
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,11 +24,11 @@ class ShardEntry(BaseModel):
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,200}\.tar$")
     """File in the data set's own folder."""
     samples: int = Field(ge=0)
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**50)
     sha256: str
     keys: tuple[str, ...]
     """Sample keys in the order of the tar."""
-    crc32: tuple[int, ...]
+    crc32: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
     """Of each sample's clip member, in the same order."""
 
     @model_validator(mode="after")

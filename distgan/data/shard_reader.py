@@ -29,7 +29,7 @@ class Shard:
     unlisted: tuple[str, ...] = ()
     """Clip members that the manifest doesn't list."""
     odd: tuple[str, ...] = ()
-    """See `TarContents.odd`."""
+    """See `TarContents.odd`; or what is no tar although the manifest vouches for it."""
 
 
 def read_shard(
@@ -73,6 +73,7 @@ def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
     problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
     contents = read_members(data)
     members = contents.members
+    whole = contents.damaged_at is None or bool(problem)  # that says it already
     clips: list[Bytes | None] = []
     damaged: list[tuple[int, Cause]] = []
     for place, (key, crc32) in enumerate(zip(entry.keys, entry.crc32, strict=True)):
@@ -91,7 +92,7 @@ def _check(data: Bytes, digest: str, manifest: Manifest, index: int) -> Shard:
         facts=tuple(_text(members.get(f"{key}.json")) for key in entry.keys),
         damage=ShardDamage(index, problem, tuple(damaged)) if problem else None,
         unlisted=tuple(n for n in members if n.endswith(f".{ending}") and n not in listed),
-        odd=contents.odd,
+        odd=contents.odd if whole else (f"is no tar from byte {contents.damaged_at} on",),
     )
 
 

@@ -11,6 +11,12 @@ from typing import Any, NamedTuple
 from distgan.buffers import Bytes
 
 _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 20
+_TYPE, _SIZE = 156, slice(124, 136)
+_DESCRIBING = b"LKNxgX"
+"""Types of headers that say something of the next one: long names, and what POSIX calls pax."""
+_MOST_IN_A_CHAIN = 8
+_MOST_DAMAGED_PLACES = 1000
+"""Of a tar, after which the rest is lost: looking for more could take for ever."""
 _MAGIC, _MAGIC_OFFSET = re.compile(rb"ustar"), 257
 
 
@@ -51,7 +57,9 @@ def read_members(tar: Bytes) -> TarContents:
     odd: list[str] = []
     damaged_at: int | None = None
     start, zeros = 0, _closing_zeros(data)
-    while start < len(data):
+    for _ in range(_MOST_DAMAGED_PLACES):
+        if start >= len(data):
+            break
         end = _read_from(data, start, members, odd)
         if zeros <= end <= len(data) - _BLOCK:
             return TarContents(members, damaged_at, tuple(odd))
@@ -70,9 +78,11 @@ def _read_from(data: memoryview, start: int, members: dict[str, memoryview], odd
     """Adds members from the header at `start` on; returns where the first unreadable one begins."""
     file: Any = _File(data, start)
     end = start
+    if _is_chain(data, start):
+        return start
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
+            while not _is_chain(data, tar.offset) and (member := tar.next()) is not None:
                 past = member.offset_data + member.size
                 if member.size < 0 or past > len(data):
                     break  # cut off, or a size that would lead backwards
@@ -82,10 +92,24 @@ def _read_from(data: memoryview, start: int, members: dict[str, memoryview], odd
                 if member.isreg() and not member.issparse():
                     members[member.name] = data[member.offset_data : past]
                 end = past + -past % _BLOCK
-    # RecursionError: each long name in front of a long name is a call within a call there.
-    except (tarfile.TarError, ValueError, EOFError, OverflowError, LookupError, RecursionError):
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, LookupError):
         pass  # the caller sees it: `end` is not the end of the tar
     return end
+
+
+def _is_chain(data: memoryview, start: int) -> bool:
+    """Whether headers that only describe another header follow each other without end: `tarfile`
+    reads each with a call within a call."""
+    for _ in range(_MOST_IN_A_CHAIN):
+        header = bytes(data[start : start + _BLOCK])
+        if len(header) < _BLOCK or header[_TYPE] not in _DESCRIBING:
+            return False
+        try:
+            size = tarfile.nti(header[_SIZE])
+        except tarfile.HeaderError:
+            return False
+        start += _BLOCK + max(size, 0) + -max(size, 0) % _BLOCK
+    return True
 
 
 def _oddity(member: tarfile.TarInfo, members: dict[str, memoryview]) -> str:
