@@ -120,7 +120,7 @@ def packed_header(folder: Path) -> Path:
 
 
 def packed_blocks(folder: Path) -> Path:
-    """A zip bomb in Matroska: each block unpacks to a thousand times its size, and is no picture."""
+    """A zip bomb in Matroska: each block unpacks to a thousand times its size."""
     block = zlib.compress(bytes(9_000_000), 9)
     encoding = _ebml("5034", _ebml("4254", b""))  # ContentCompression: zlib
     video = _ebml("b0", b"\x40") + _ebml("ba", b"\x40")
