@@ -19,8 +19,12 @@ from tests.tiny import one_thread
 
 
 @contextlib.contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
-    """Starts `ray start --head` with token authentication; gives the environment to use it."""
+def ray_head(num_cpus: int = 2, *options: str) -> Iterator[dict[str, str]]:
+    """Starts `ray start --head` with token authentication; gives the environment to use it.
+
+    Args:
+        options: further ones of `ray start`.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # sockets' paths must stay short
     token = folder / "token"
     token.touch(mode=0o600)
@@ -40,7 +44,7 @@ def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
         f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", f"--num-cpus={num_cpus}",
         "--object-store-memory=200000000", f"--temp-dir={folder / 'ray'}",
-        "--disable-usage-stats",
+        "--disable-usage-stats", *options,
     ]  # fmt: skip
     with (
         (folder / "log").open("w") as log,

@@ -128,8 +128,8 @@ def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) 
     options = {"max_pixels": str(most_pixels), "max_streams": "8"}
     with av.open(io.BytesIO(data), mode="r", format="mp4", options=options) as container:
         stream: Any = container.streams.best("video")
-        if stream is None:
-            raise ValueError("damaged mp4 clip: no video stream")
+        if stream is None or stream.codec_context is None:
+            raise ValueError("damaged mp4 clip: no video stream that can be decoded")
         stream.codec_context.thread_count = 1
         rate = stream.average_rate
         count = stream.frames if indices is None else num_wanted

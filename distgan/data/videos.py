@@ -200,6 +200,8 @@ class VideoReader:
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             raise DroppedVideoError("videos_unreadable", "no video stream")
+        if stream.codec_context is None:
+            raise DroppedVideoError("videos_unreadable", "no decoder for its video stream")
         # One thread: videos run in parallel, and CPU time stays comparable.
         stream.codec_context.thread_count = 1
         return stream
