@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import secrets
 import threading
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,15 +11,23 @@ from typing import Self
 
 from tests.process_view import Listener, arguments_of, listeners, processes_with
 
-SECRETS = {
-    "AWS key id": "AKIACANARY7QX2KEYID1",
-    "AWS secret": "c4nary+secret/of=AWS&first-Xw82hq",
-    "AWS session token": "c4nary+session/token==of&AWS-Lk39",
-    "profile's key id": "AKIACANARY8RY3PROFI2",
-    "profile's secret": "c4nary/profile+secret=value&Zt57b",
-    "URL password": "c4nary-proxy-passw0rd-Gh61",
-}
 _MARK = "DISTGAN_CANARY_MARK"
+
+
+def new_secrets() -> dict[str, str]:
+    """Drawn anew: this file, too, is copied where jobs run. Most have signs that URLs change."""
+
+    def value() -> str:
+        return f"{secrets.token_hex(8)}+/=&{secrets.token_hex(8)}"
+
+    return {
+        "AWS key id": f"AKIA{secrets.token_hex(8).upper()}",
+        "AWS secret": value(),
+        "AWS session token": value(),
+        "profile's key id": f"AKIA{secrets.token_hex(8).upper()}",
+        "profile's secret": value(),
+        "URL password": secrets.token_hex(12),
+    }
 
 
 def spellings(secret: str) -> set[bytes]:
@@ -38,9 +47,9 @@ class Watch:
     """Looks at the arguments and ports of marked processes, and at temporary files, while they
     live. A context manager."""
 
-    def __init__(self, mark: str, secrets: Mapping[str, str], folders: Iterable[Path]) -> None:
+    def __init__(self, mark: str, canaries: Mapping[str, str], folders: Iterable[Path]) -> None:
         self.mark, self.folders = mark, tuple(folders)
-        self.spellings = {name: spellings(secret) for name, secret in secrets.items()}
+        self.spellings = {name: spellings(secret) for name, secret in canaries.items()}
         self.hits: set[str] = set()
         self.processes: set[int] = set()
         self.listeners: set[Listener] = set()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.canaries import SECRETS, Watch, spellings
+from distgan.storage_errors import describe
+from tests.canaries import Watch, new_secrets, spellings
 from tests.cluster_runs import arguments
 from tests.object_servers import BUCKET, OPTIONS, rclone_server
 from tests.ray_heads import ray_head
@@ -42,10 +43,12 @@ class Scene:
     watch: Watch
     ray_folder: Path
     token: Path
+    secrets: dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def scene(tiny_data: str) -> Iterator[Scene]:
+    secrets = new_secrets()
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         folder = Path(tempfile.mkdtemp(prefix="cn-", dir="/tmp"))  # sockets' paths are short
@@ -55,20 +58,20 @@ def scene(tiny_data: str) -> Iterator[Scene]:
         temporary.mkdir()
         mounted.write_text(
             "[canary]\naws_access_key_id = {}\naws_secret_access_key = {}\n".format(
-                SECRETS["profile's key id"], SECRETS["profile's secret"]
+                secrets["profile's key id"], secrets["profile's secret"]
             )
         )
-        keys = [SECRETS["AWS key id"], SECRETS["AWS secret"]]
+        keys = [secrets["AWS key id"], secrets["AWS secret"]]
         first = stack.enter_context(rclone_server(root, *keys))
-        keys = [SECRETS["profile's key id"], SECRETS["profile's secret"]]
+        keys = [secrets["profile's key id"], secrets["profile's secret"]]
         second = stack.enter_context(rclone_server(root, *keys))
-        watch = Watch(uuid.uuid4().hex, SECRETS, [temporary])
+        watch = Watch(uuid.uuid4().hex, secrets, [temporary])
         variables = {
-            "AWS_ACCESS_KEY_ID": SECRETS["AWS key id"],
-            "AWS_SECRET_ACCESS_KEY": SECRETS["AWS secret"],
-            "AWS_SESSION_TOKEN": SECRETS["AWS session token"],
+            "AWS_ACCESS_KEY_ID": secrets["AWS key id"],
+            "AWS_SECRET_ACCESS_KEY": secrets["AWS secret"],
+            "AWS_SESSION_TOKEN": secrets["AWS session token"],
             "AWS_EC2_METADATA_DISABLED": "true",
-            "HTTPS_PROXY": f"http://user:{SECRETS['URL password']}@127.0.0.1:9",
+            "HTTPS_PROXY": f"http://user:{secrets['URL password']}@127.0.0.1:9",
             "NO_PROXY": "127.0.0.1,localhost",
             "TMPDIR": str(temporary),
         }
@@ -84,6 +87,7 @@ def scene(tiny_data: str) -> Iterator[Scene]:
         yield Scene(
             head, profile, f"storage.endpoint_url=http://127.0.0.1:{first}",
             f"storage.endpoint_url=http://127.0.0.1:{second}", root, watch, token.parent, token,
+            secrets,
         )  # fmt: skip
 
 
@@ -147,7 +151,7 @@ def credentials_that_are_refused(scene: Scene) -> None:
 
 
 def an_address_with_a_password(scene: Scene) -> None:
-    address = f"http://user:{SECRETS['URL password']}@127.0.0.1:9"
+    address = f"http://user:{scene.secrets['URL password']}@127.0.0.1:9"
     command = train(scene, "storage.endpoint_url=", "refused", "cluster.num_workers=0")
     told = scene.environment | {"AWS_ENDPOINT_URL": address}
     assert "credentials" in program(scene, told, "launch.py", *command, code=2)
@@ -175,26 +179,33 @@ def test_a_head_on_the_loopback_address_listens_nowhere_else(scene: Scene) -> No
     assert [listener for listener in found if not listener.is_loopback] == []
 
 
+def test_what_a_driver_says_is_told_without_the_password_in_its_url() -> None:
+    error = OSError('Could not connect to "http://user:pa55word@host:9/bucket" (http://x@y)')
+    told = describe(error)
+    assert "pa55word" not in told and "user" not in told and "host:9/bucket" in told
+
+
 def test_the_watch_finds_what_it_looks_for(tmp_path: Path) -> None:
     import base64
     import urllib.parse
 
-    secret = SECRETS["AWS secret"]
+    canaries = new_secrets()
+    secret = canaries["AWS secret"]
     for number, text in enumerate(
         (secret, urllib.parse.quote(secret, safe=""), *(
             base64.b64encode(("x" * n + secret + "yz").encode()).decode() for n in range(4)
         ))
     ):  # fmt: skip
-        watch = Watch("none", SECRETS, ())
+        watch = Watch("none", canaries, ())
         (tmp_path / f"{number}.log").write_text(f"before {text} behind")
         assert watch.look_into_files(tmp_path) == number + 1
         assert {hit.partition(" in ")[0] for hit in watch.hits} == {"AWS secret"}
         (tmp_path / f"{number}.log").write_text("")
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(20)", secret],
-        env=os.environ | Watch("seen", SECRETS, ()).variable,
+        env=os.environ | Watch("seen", canaries, ()).variable,
     ) as process:
-        with Watch("seen", SECRETS, ()) as watch:
+        with Watch("seen", canaries, ()) as watch:
             for _ in range(100):
                 if watch.hits:
                     break
