@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 
-class _GuardedBackend(_TorchBackend):  # type: ignore[misc]
+class _GuardedBackend(_TorchBackend):
     """Ray Train's, with each worker prepared before the process group starts."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
@@ -46,9 +46,7 @@ def stay_on_loopback() -> None:
     module.TCPStore = _local_store
 
 
-def _local_store(
-    host_name: str, port: int, *, is_master: bool, **options: Any
-) -> torch.distributed.TCPStore:
+def _local_store(host_name: str, port: int, *, is_master: bool, **options: Any) -> Any:
     """As `TCPStore`, whose server gets a socket that is bound already: it can't be told where."""
     if is_master:
         family = socket.AF_INET6 if ":" in host_name else socket.AF_INET
@@ -56,4 +54,5 @@ def _local_store(
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind((host_name, port))
         options["master_listen_fd"] = server.detach()  # the store closes it
-    return torch.distributed.TCPStore(host_name, port, is_master=is_master, **options)
+    store: Any = torch.distributed
+    return store.TCPStore(host_name, port, is_master=is_master, **options)

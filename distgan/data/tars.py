@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from distgan.buffers import Bytes
 
 _BLOCK, _CHUNK = tarfile.BLOCKSIZE, 1 << 20
-_TYPE, _SIZE = 156, slice(124, 136)
+_TYPE = 156
 _DESCRIBING = b"LKNxgX"
 """Types of headers that say something of the next one: long names, and what POSIX calls pax."""
 _MOST_IN_A_CHAIN = 8
@@ -105,10 +105,10 @@ def _is_chain(data: memoryview, start: int) -> bool:
         if len(header) < _BLOCK or header[_TYPE] not in _DESCRIBING:
             return False
         try:
-            size = tarfile.nti(header[_SIZE])
-        except tarfile.HeaderError:
+            size = max(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size, 0)
+        except (tarfile.TarError, ValueError):
             return False
-        start += _BLOCK + max(size, 0) + -max(size, 0) % _BLOCK
+        start += _BLOCK + size + -size % _BLOCK
     return True
 
 
