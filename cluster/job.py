@@ -28,6 +28,7 @@ from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
 from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.ray_storage import ray_storage
+from cluster.rendezvous import GuardedTorchConfig
 from cluster.scaling import allowed_sizes, check_sizes, size_for
 from cluster.stage_checks import check_sharding
 from cluster.worker import train_on_rank, versions
@@ -214,6 +215,7 @@ class _Attempt:
                 "versions": versions(),
                 "listening": listener is not None,
             },
+            torch_config=GuardedTorchConfig(),
             scaling_config=ray_train.ScalingConfig(
                 num_workers=size,
                 use_gpu=uses_gpus(config),

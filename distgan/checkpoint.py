@@ -13,9 +13,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from distgan import storage
 from distgan.errors import UserError
+from distgan.strict_json import parse_object
 
 COMMITTED, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
 STEP_PREFIX, DAMAGED_PREFIX = "step_", "damaged_"
@@ -31,6 +33,37 @@ Json = dict[str, Any]
 
 class DamagedCheckpointError(UserError):
     """A committed checkpoint whose bytes are not those that were committed."""
+
+
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""In the checkpoint's own folder: a checkpoint may come from somebody else."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _File(_Strict):
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _Piece(_Strict):
+    """Where a contiguous piece of a flattened tensor lies."""
+
+    file: _FileName
+    start: NonNegativeInt
+    count: NonNegativeInt
+    shape: tuple[NonNegativeInt, ...]
+    """Of the whole tensor."""
+
+
+class _Manifest(_Strict):
+    """Of the files of a checkpoint and the pieces in them."""
+
+    version: Literal[1]
+    files: dict[_FileName, _File]
+    tensors: dict[str, Annotated[tuple[_Piece, ...], Field(min_length=1)]]
 
 
 @dataclass(frozen=True)
@@ -188,42 +221,73 @@ def read_checkpoint(folder: str, step: int) -> Checkpoint:
     """Checks every digest before any tensor is used, then puts the pieces together.
 
     Raises:
-        DamagedCheckpointError: a file is missing, or its bytes are not those committed.
+        DamagedCheckpointError: a file is missing, its bytes are not those committed, or what was
+            committed is no checkpoint.
     """
     committed = _read(folder, COMMITTED).decode(errors="replace").strip()
     manifest_bytes = _read(folder, MANIFEST, committed)
     if _digest(manifest_bytes) != committed:
         raise DamagedCheckpointError(f"{folder}/{MANIFEST} is not the one that was committed")
-    manifest: Json = json.loads(manifest_bytes)
+    manifest = _parse_manifest(folder, manifest_bytes)
     contents: dict[str, bytes] = {}
-    for file, entry in manifest["files"].items():
-        contents[file] = _read(folder, file, entry["sha256"])
-        if _digest(contents[file]) != entry["sha256"]:
+    for file, entry in manifest.files.items():
+        contents[file] = _read(folder, file, entry.sha256)
+        if _digest(contents[file]) != entry.sha256:
             raise DamagedCheckpointError(f"{folder}/{file} is damaged (its sha256 differs)")
     try:
-        loaded = {f: load_safetensors(data) for f, data in contents.items() if f != STATE}
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f"{folder}: {error}") from error
+        state = parse_object(contents.pop(STATE, b""))
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{folder}/{STATE}: {error}") from error
+    loaded = {file: parse_tensors(f"{folder}/{file}", data) for file, data in contents.items()}
     tensors = {
-        name: _assemble(folder, name, pieces, loaded)
-        for name, pieces in manifest["tensors"].items()
+        name: _assemble(folder, name, pieces, loaded) for name, pieces in manifest.tensors.items()
     }
-    return Checkpoint(step, folder, json.loads(contents[STATE]), tensors)
+    return Checkpoint(step, folder, state, tensors)
+
+
+def parse_tensors(place: str, data: bytes) -> dict[str, Tensor]:
+    """The tensors in the bytes of a safetensors file; nothing in it is ever unpickled.
+
+    Raises:
+        DamagedCheckpointError: it is something else. `place` names it there.
+    """
+    try:
+        return load_safetensors(data)
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise DamagedCheckpointError(f"{place} is no safetensors file: {error}") from error
+
+
+def _parse_manifest(folder: str, data: bytes) -> _Manifest:
+    try:
+        return _Manifest.model_validate_json(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part)[:80] for part in problem["loc"])
+        raise DamagedCheckpointError(
+            f"{folder}/{MANIFEST} is no manifest of this version ({where}: {problem['msg']})"
+        ) from error
 
 
 def _assemble(
-    folder: str, name: str, pieces: Sequence[Json], loaded: Mapping[str, Mapping[str, Tensor]]
+    folder: str, name: str, pieces: Sequence[_Piece], loaded: Mapping[str, Mapping[str, Tensor]]
 ) -> Tensor:
-    ordered = sorted(pieces, key=lambda piece: (int(piece["start"]), int(piece["count"])))
-    position, shape = 0, ordered[0]["shape"]
+    """One whole tensor. No piece is used twice: a small file must not unfold to a huge tensor."""
+    ordered = sorted(pieces, key=lambda piece: (piece.start, piece.count))
+    shape, values = ordered[0].shape, []
+    position = 0
     for piece in ordered:
-        if piece["start"] != position:
+        if piece.start != position:
             raise DamagedCheckpointError(f"{folder}: a piece of {name} is missing at {position}")
-        position += piece["count"]
+        part = loaded.get(piece.file, {}).get(name)
+        if part is None or part.shape != (piece.count,) or piece.shape != shape:
+            raise DamagedCheckpointError(f"{folder}: {piece.file} holds no such piece of {name}")
+        values.append(part)
+        position += piece.count
     if position != math.prod(shape):
         raise DamagedCheckpointError(f"{folder}: a piece of {name} is missing at {position}")
-    flat = torch.cat([loaded[piece["file"]][name] for piece in ordered])
-    return flat.reshape(shape)
+    if len({piece.file for piece in ordered}) != len(ordered) or len({v.dtype for v in values}) > 1:
+        raise DamagedCheckpointError(f"{folder}: the pieces of {name} do not fit together")
+    return torch.cat(values).reshape(shape)
 
 
 def _remove(folder: str) -> None:

@@ -67,14 +67,14 @@ class GeneratorConfig(Section):
     """Length of the style vector w that modulates every block."""
     channels: tuple[int, ...] = (32, 64, 128)
     """Channels per level, finest first; each level halves height and width."""
-    blocks: int = Field(1, ge=1)
+    blocks: int = Field(1, ge=1, le=64)
     """Residual blocks per level."""
 
 
 class DiscriminatorConfig(Section):
     channels: tuple[int, ...] = (32, 64, 128)
     """Channels per level, finest first; each level halves height and width."""
-    blocks: int = Field(1, ge=1)
+    blocks: int = Field(1, ge=1, le=64)
     """Residual blocks per level."""
 
 

@@ -4,6 +4,7 @@ from distgan import storage
 from distgan.attention_checks import check_attention
 from distgan.config import Config
 from distgan.errors import UserError
+from distgan.storage_errors import hide_credentials
 
 PROXY_METRIC = "quality/proxy_frechet_ema"
 STOP_METRICS = (
@@ -95,9 +96,8 @@ def _check_storage(config: Config) -> None:
     if endpoint and not endpoint.startswith(("http://", "https://")):
         raise UserError(f"storage.endpoint_url={endpoint} must start with http:// or https://")
     if config.data.cache_dir and not storage.is_local(config.data.cache_dir):
-        raise UserError(
-            f"data.cache_dir={config.data.cache_dir} is a URL; give a folder on a local disk"
-        )
+        where = hide_credentials(config.data.cache_dir)
+        raise UserError(f"data.cache_dir={where} is a URL; give a folder on a local disk")
     for key, url in (
         ("run.dir", config.run.dir),
         ("run.init_from", config.run.init_from),

@@ -1,6 +1,9 @@
 """Builds a `Config` from a preset, a YAML file and dotted overrides, and names every mistake."""
 
 import difflib
+import itertools
+import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +70,7 @@ def build_config(tree: Mapping[str, Any]) -> Config:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
         lines = [
-            f"{_dotted(problem['loc'])}={problem['input']!r}: {problem['msg']}"
+            f"{_dotted(problem['loc'])}={_short(problem['input'])}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise UserError("bad configuration value: " + "; ".join(lines)) from error
@@ -117,12 +120,29 @@ def read_yaml(file: Path) -> Tree:
     return parse_yaml(text, str(file))
 
 
+_MOST_VALUES = 10_000
+"""In a configuration, aliases (`*name`) written out; a few lines of them can mean billions."""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that comes twice; YAML's own rule would silently take the last."""
+    """Refuses a key that comes twice (YAML's own rule would silently take the last), and aliases
+    that unfold without end."""
+
+    def compose_document(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().compose_document()
+        if node is not None and _unfolded_size(node, {}) > _MOST_VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"it holds more than {_MOST_VALUES} values", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is no plain text", key_node.start_mark
+                )
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key_node.value!r} comes twice", key_node.start_mark
@@ -134,14 +154,44 @@ class _StrictLoader(yaml.SafeLoader):
 def parse_yaml(text: str, source: str) -> Tree:
     """The mapping in YAML text; `source` names it in errors."""
     try:
-        tree = yaml.load(text, _StrictLoader)  # a SafeLoader: no tag makes a Python object
-    except yaml.YAMLError as error:
+        tree = _load(text)
+    except ValueError as error:
         raise UserError(f"{source} is not valid YAML: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         raise UserError(f"{source} must hold keys with values, as the config.yaml of a run does")
     return tree
+
+
+def _load(text: str) -> Any:
+    """Plain values from YAML text.
+
+    Raises:
+        ValueError: it can't be read.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)  # a SafeLoader: no tag makes a Python object
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    # PyYAML's constructors leave numbers, dates and tags that are none to Python's own errors.
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _unfolded_size(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values in a node with its aliases written out; infinite if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf  # while it is open
+        parts: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = itertools.chain.from_iterable(p if isinstance(p, tuple) else (p,) for p in parts)
+        known[id(node)] = 1 + sum(_unfolded_size(part, known) for part in inner)
+    return known[id(node)]
+
+
+def _short(value: Any) -> str:
+    """For a message: what somebody wrote may be of any length."""
+    return reprlib.repr(value)
 
 
 def _pick_preset(asked: str | None, in_file: Any, file: str) -> str:
@@ -158,9 +208,9 @@ def _pick_preset(asked: str | None, in_file: Any, file: str) -> str:
 
 def _parse_value(key: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"can't read the value of {key}: {text!r}") from error
+        return _load(text) if text else ""
+    except ValueError as error:
+        raise UserError(f"can't read the value of {key}: {_short(text)}") from error
 
 
 def _assign(tree: Tree, key: str, value: Any) -> None:

@@ -5,24 +5,25 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from tqdm import tqdm
 
 from distgan import storage
-from distgan.checkpoint import load_newest
+from distgan.checkpoint import load_newest, parse_tensors
 from distgan.config import Config
 from distgan.config_checks import check_config
 from distgan.config_loading import build_config
 from distgan.ema import EMA
 from distgan.errors import UserError
 from distgan.generator import Generator
-from distgan.networks import build_generator
+from distgan.networks import build_generator, generator_shapes
+from distgan.strict_json import parse_object
 
 FOLDER, WEIGHTS, DESCRIPTION = "generator", "model.safetensors", "generator.json"
 
@@ -72,13 +73,12 @@ def load_generator(source: str, device: torch.device) -> TrainedGenerator:
     for problem in problems:
         tqdm.write(f"damaged checkpoint passed by: {problem}")
     if checkpoint is not None:
-        config = build_config(checkpoint.state["config"])
+        config, rate = _described(checkpoint.state, f"{checkpoint.folder}/state.json")
         weights = {
             name.removeprefix(f"{EMA}/"): tensor
             for name, tensor in checkpoint.tensors.items()
             if name.startswith(f"{EMA}/")
         }
-        rate = float(checkpoint.state["frame_rate_hz"])
         return _trained(weights, config, checkpoint.step, rate, device)
     for folder in (source, storage.join(source, FOLDER)):
         if storage.exists(storage.join(folder, DESCRIPTION)):
@@ -92,32 +92,47 @@ def load_generator(source: str, device: torch.device) -> TrainedGenerator:
 def _load_export(folder: str, device: torch.device) -> TrainedGenerator:
     path = storage.join(folder, DESCRIPTION)
     try:
-        description: dict[str, Any] = json.loads(storage.read_bytes(path))
-        digest = description["weights_sha256"]
+        description = parse_object(storage.read_bytes(path))
+        digest, step = description["weights_sha256"], int(description["step"])
         data = storage.read_bytes(
             storage.join(folder, WEIGHTS),
             is_right=lambda data: hashlib.sha256(data).hexdigest() == digest,
         )
         if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{folder}/{WEIGHTS} is damaged: its sha256 is not that of {path}")
-        weights = load_safetensors(data)
-        config = build_config(description["config"])
-        check_config(config)
-        step, rate = int(description["step"]), float(description["frame_rate_hz"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the exported generator in {folder} can't be read: {error!r}") from error
+    config, rate = _described(description, path)
+    weights = parse_tensors(f"{folder}/{WEIGHTS}", data)
     return _trained(weights, config, step, rate, device)
+
+
+def _described(facts: Mapping[str, Any], path: str) -> tuple[Config, float]:
+    """The configuration and the frame rate (0 where clips keep their own) that a file states."""
+    try:
+        rate = float(facts["frame_rate_hz"])
+        if not (math.isfinite(rate) and 0 <= rate <= 1000):
+            raise ValueError(f"frame_rate_hz={rate}")
+        if not isinstance(facts["config"], dict):
+            raise TypeError("config is no object")
+        config = build_config(facts["config"])
+        check_config(config)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} does not describe a generator: {error!r}") from error
+    except UserError as error:
+        raise UserError(f"{path} does not describe a generator: {error}") from error
+    return config, rate
 
 
 def _trained(
     weights: dict[str, torch.Tensor], config: Config, step: int, rate: float, device: torch.device
 ) -> TrainedGenerator:
-    generator = build_generator(config, device)
-    own = dict(generator.named_parameters())
-    if own.keys() != weights.keys() or any(own[n].shape != w.shape for n, w in weights.items()):
+    # Compared before any memory is taken: a configuration may ask for any size.
+    if generator_shapes(config) != {name: tuple(w.shape) for name, w in weights.items()}:
         raise UserError("the generator's weights do not fit its configuration; export it again")
+    generator = build_generator(config, device)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in generator.named_parameters():
             parameter.copy_(weights[name])
     generator.requires_grad_(False).eval()
     return TrainedGenerator(generator=generator, config=config, step=step, frame_rate_hz=rate)

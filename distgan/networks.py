@@ -24,6 +24,11 @@ def build_discriminator(config: Config, device: torch.device) -> Discriminator:
     return _materialise(meta_discriminator(config), config, "discriminator", device)
 
 
+def generator_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of each of the generator's parameters; takes no memory for them."""
+    return {name: tuple(p.shape) for name, p in meta_generator(config).named_parameters()}
+
+
 def meta_generator(config: Config) -> Generator:
     """The generator's shapes, without memory for its weights."""
     with torch.device("meta"):

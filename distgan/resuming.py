@@ -77,23 +77,56 @@ def _newest(run_dir: str) -> Checkpoint | None:
 
 
 def _load(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    state, stream = checkpoint.state, trainer.stream
-    if state["stream"]["data_set"] != stream.digest:
+    state, stream, damage = checkpoint.state, trainer.stream, trainer.stream.damage
+    _check_shapes(trainer, checkpoint)
+    try:
+        if state["stream"]["data_set"] != stream.digest:
+            raise UserError(
+                f"data.shards={stream.folder} is not the data set that this run was trained "
+                "on (its manifest differs); give that one, or start a new run with run.init_from"
+            )
+        if state["step"] != checkpoint.step:
+            raise ValueError(f"step={state['step']}")
+        for part in (trainer.average, *trainer.engines):
+            part.load_state_tensors(checkpoint.tensors)
+        trainer.step = checkpoint.step
+        trainer.seconds = trainer.earlier_seconds = float(state["seconds"])
+        trainer.compute.set(float(state.get("compute_seconds", 0.0)))  # older checkpoints have none
+        trainer.rules.load_state(state["rules"])
+        trainer.means.load_state(state["means"], trainer.device)
+        damage.load_state(state["stream"].get("damage", {}))  # older checkpoints have none
+        found = damage.summary() if damage.num_shards else ""
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"data.shards={stream.folder} is not the data set that this run was trained "
-            "on (its manifest differs); give that one, or start a new run with run.init_from"
-        )
-    for part in (trainer.average, *trainer.engines):
-        part.load_state_tensors(checkpoint.tensors)
-    trainer.step = state["step"]
-    trainer.seconds = trainer.earlier_seconds = state["seconds"]
-    trainer.compute.set(state.get("compute_seconds", 0.0))  # older checkpoints have none
-    trainer.rules.load_state(state["rules"])
-    trainer.means.load_state(state["means"], trainer.device)
-    damage = stream.damage
-    damage.load_state(state["stream"].get("damage", {}))  # older checkpoints have none
-    if damage.num_shards:
-        trainer.say(f"damaged data found before: {damage.summary()}")
+            f"{checkpoint.folder} holds no state of a run of this version ({error!r}); remove it, "
+            "and the run goes on from the one before"
+        ) from error
+    if found:
+        trainer.say(f"damaged data found before: {found}")
+
+
+def _check_shapes(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    """Raises `UserError` unless the weights are this run's: a smaller tensor would be spread over
+    a larger one without a word."""
+    wanted = _weight_shapes(trainer)
+    there = {name: tuple(t.shape) for name, t in checkpoint.tensors.items()}
+    for name, shape in there.items():
+        network, optimizer, rest = name.partition(".optimizer/")
+        if optimizer and shape:  # one number, such as its count of steps, has none
+            wanted[name] = wanted.get(f"{network}/{rest.rpartition('/')[0]}", ())
+    for name, shape in wanted.items():
+        if there.get(name) != shape:
+            raise UserError(
+                f"{checkpoint.folder}: {name} has shape {there.get(name)} instead of {shape}; the "
+                "checkpoint is not of this run: remove it, and the run goes on from the one before"
+            )
+
+
+def _weight_shapes(trainer: "Trainer") -> dict[str, tuple[int, ...]]:
+    shapes = dict(trainer.average.parameter_shapes())
+    for engine in trainer.engines:
+        shapes |= engine.parameter_shapes()
+    return shapes
 
 
 def _init_from(trainer: "Trainer", source: str) -> None:
@@ -101,9 +134,7 @@ def _init_from(trainer: "Trainer", source: str) -> None:
     checkpoint = _newest_for_all(source, trainer.team)
     if checkpoint is None:
         raise UserError(f"run.init_from={source}: no complete checkpoint there")
-    wanted = trainer.average.parameter_shapes()
-    for engine in trainer.engines:
-        wanted |= engine.parameter_shapes()
+    wanted = _weight_shapes(trainer)
     ours = {n: t for n, t in checkpoint.tensors.items() if ".optimizer/" not in n}
     there = {n: tuple(t.shape) for n, t in ours.items()}
     if wanted != there:

@@ -13,6 +13,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, dump_yaml, flatten, parse_yaml
 from distgan.errors import DivergedError, UserError
+from distgan.strict_json import parse_object
 
 CONFIG, DIVERGED, LOCK = "config.yaml", "DIVERGED.json", ".lock"
 _CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, under config)"
@@ -125,11 +126,12 @@ def refuse_if_diverged(run_dir: str) -> None:
     path = storage.join(run_dir, DIVERGED)
     if storage.exists(path):
         try:
-            marker: dict[str, Any] = json.loads(storage.read_bytes(path))
+            marker = parse_object(storage.read_bytes(path))
         except ValueError:
-            marker = {"step": "?", "reason": "the marker itself is damaged"}
+            marker = {}
+        step, reason = marker.get("step", "?"), marker.get("reason", "the marker itself is damaged")
         raise DivergedError(
-            f"the run in {run_dir} diverged at step {marker['step']}: {marker['reason']}. Start a "
+            f"the run in {run_dir} diverged at step {step}: {reason}. Start a "
             "new run with other settings (a lower learning rate or a higher loss.gamma, say); to "
             f"go on from the last checkpoint all the same, delete {path}"
         )

@@ -14,6 +14,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +28,6 @@ from distgan.errors import UserError
 from distgan.object_store import IsRight, ObjectStore
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-
 _options = StorageConfig()
 _stores: dict[tuple[int, str], ObjectStore] = {}
 """By process and scheme: connections do not survive a fork."""
@@ -133,7 +133,7 @@ def read_bytes(path: str, *, is_right: IsRight | None = None) -> bytes:
             returned as they are, so callers still judge them. Without it the object's MD5 judges.
     """
     if is_local(path):
-        return local_path(path).read_bytes()
+        return _regular(path).read_bytes()
     return bytes(_store(path).read(path, is_right))
 
 
@@ -146,7 +146,7 @@ def read_large(path: str, *, is_right: IsRight | None = None, size: int = 0) -> 
     """
     if not is_local(path):
         return _store(path).read(path, is_right, size)
-    with local_path(path).open("rb", buffering=0) as file:
+    with _regular(path).open("rb", buffering=0) as file:
         buffer, filled = new_buffer(os.fstat(file.fileno()).st_size), 0
         while count := file.readinto(buffer[filled:]):
             filled += count
@@ -157,7 +157,7 @@ def read_range(path: str, start: int, length: int) -> bytes:
     """`length` bytes from `start`, fewer only where the file ends; nothing vouches for them."""
     if not is_local(path):
         return bytes(_store(path).read_range(path, start, length))
-    with local_path(path).open("rb") as file:
+    with _regular(path).open("rb") as file:
         file.seek(start)
         return file.read(length)
 
@@ -260,6 +260,9 @@ def _store(url: str) -> ObjectStore:
             f"a {scheme}:// URL has credentials in it; take them out: they come from the "
             "environment, a profile or a mounted file only"
         )
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # drivers quote it in their errors
+        if holds_credentials(os.environ.get(name, "")):
+            raise UserError(f"{name} has credentials in it; take them out: they would be of no use")
     if not rest.partition("/")[0]:
         raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
     key = (os.getpid(), scheme.lower())
@@ -267,6 +270,23 @@ def _store(url: str) -> ObjectStore:
         slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
         _stores[key] = ObjectStore(scheme.lower(), _options, slots)
     return _stores[key]
+
+
+def _regular(path: str) -> Path:
+    """A local file's path. What never ends or answers (a pipe, a device) is no file of ours, and
+    might lie in a folder that comes from elsewhere.
+
+    Raises:
+        OSError: it is such a thing, or not there.
+    """
+    found = local_path(path)
+    try:
+        mode = found.stat().st_mode
+    except ValueError as error:  # a zero byte in its name, or half of a character
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # of folders, opening tells
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ credentials repeat parts of them.
 """
 
 import errno
+import re
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -53,6 +54,9 @@ _CREDENTIALS_REMEDY = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or "
     "AWS_SHARED_CREDENTIALS_FILE for a mounted file"
 )
+
+
+_USER_INFO = re.compile(r"""(://)[^/\s"'@]*@""")
 
 
 class PassingError(Exception):
@@ -112,12 +116,17 @@ def final_error(error: Exception, url: str, action: str, endpoint: str) -> Excep
     return None if _may_pass(error, names) else error
 
 
+def hide_credentials(text: str) -> str:
+    """A text without the users and passwords of the URLs in it."""
+    return _USER_INFO.sub(r"\1***@", text)
+
+
 def describe(error: BaseException) -> str:
     """One line about a cause, without anything that a server said in words."""
     answer = _answer(error)
     if answer:
         return f"{code_of(error) or 'no code'} (HTTP {_status(answer)})"
-    text = " ".join(str(error).split())
+    text = hide_credentials(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 

@@ -20,11 +20,15 @@ from tests.tiny import one_thread
 
 @contextlib.contextmanager
 def ray_head(
-    num_cpus: int = 2, *, start_in: Path | None = None, variables: Mapping[str, str] | None = None
+    num_cpus: int = 2,
+    *options: str,
+    start_in: Path | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, str]]:
     """Starts `ray start --head` with token authentication; gives the environment to use it.
 
     Args:
+        options: further ones of `ray start`.
         start_in: where it starts, and so where jobs do that bring no folder of their own.
         variables: more of its environment, and so of its jobs'.
     """
@@ -48,7 +52,7 @@ def ray_head(
         f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
         f"--dashboard-agent-listen-port={agent}", f"--num-cpus={num_cpus}",
         "--object-store-memory=200000000", f"--temp-dir={folder / 'ray'}",
-        "--disable-usage-stats",
+        "--disable-usage-stats", *options,
     ]  # fmt: skip
     with (
         (folder / "log").open("w") as log,

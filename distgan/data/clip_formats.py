@@ -23,6 +23,9 @@ from distgan.buffers import Bytes
 Pixels = NDArray[np.uint8]
 ClipFormat = Literal["mp4", "npy"]
 
+MOST_BYTES, MOST_PIXELS = 2**31, 2**25
+"""Of a clip, and of a frame: a file of some kilobytes may claim any number of them."""
+
 GOP = 16
 """Frames from one key frame of an mp4 clip to the next."""
 
@@ -86,7 +89,8 @@ def decode(
         return out
     try:
         return _decode_mp4(data, indices, out)
-    except (av.FFmpegError, OSError) as error:
+    # What FFmpeg says of damage is of many kinds, and forged times are no numbers for `Fraction`.
+    except (av.FFmpegError, OSError, MemoryError, ArithmeticError, TypeError) as error:
         raise ValueError(f"damaged mp4 clip: {error}") from error
 
 
@@ -119,15 +123,24 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
 
 
 def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) -> Pixels:
-    with av.open(io.BytesIO(data), mode="r", format="mp4") as container:
+    most = MOST_BYTES if out is None else out.nbytes
+    num_wanted = len(indices) if indices is not None else 1
+    most_pixels = min(MOST_PIXELS, most // (3 * max(num_wanted, 1)))
+    options = {"max_pixels": str(most_pixels), "max_streams": "8"}
+    with av.open(io.BytesIO(data), mode="r", format="mp4", options=options) as container:
         stream: Any = container.streams.best("video")
-        if stream is None:
-            raise ValueError("damaged mp4 clip: no video stream")
+        if stream is None or stream.codec_context is None:
+            raise ValueError("damaged mp4 clip: no video stream that can be decoded")
         stream.codec_context.thread_count = 1
-        wanted = list(range(stream.frames)) if indices is None else list(indices)
         rate = stream.average_rate
-        if not wanted or rate is None:
+        count = stream.frames if indices is None else num_wanted
+        pixels_a_frame = stream.codec_context.width * stream.codec_context.height
+        if not count or rate is None:
             raise ValueError("mp4 clip: no frame asked for, or none declared")
+        if 3 * count * pixels_a_frame > most or not 0 < pixels_a_frame <= most_pixels:
+            raise ValueError(f"mp4 clip of {count} frames of {pixels_a_frame} pixels: too large")
+        stream.codec_context.options = {"max_pixels": str(min(most_pixels, most // (3 * count)))}
+        wanted = list(range(count)) if indices is None else list(indices)
         frames_a_tick: Fraction = stream.time_base * rate
         if min(wanted) >= GOP:
             container.seek(int(min(wanted) / frames_a_tick), stream=stream, backward=True)
@@ -187,5 +200,5 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("npy clip of an unknown version")
         return np.lib.format.read_array_header_1_0(file)
-    except (SyntaxError, TypeError, tokenize.TokenError) as error:
+    except (SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         raise ValueError(f"damaged npy header: {error}") from error

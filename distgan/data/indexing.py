@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import json
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 from tqdm import tqdm
 
@@ -28,6 +27,7 @@ from distgan.data.manifest import (
 from distgan.data.tars import read_members
 from distgan.data.workers import in_processes
 from distgan.errors import UserError
+from distgan.strict_json import parse_object
 
 ENDINGS: tuple[ClipFormat, ...] = get_args(ClipFormat)
 
@@ -101,11 +101,15 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
         data = storage.read_large(path)
     except OSError as error:
         raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
-    members, damaged_at = read_members(data)
+    members, damaged_at, odd = read_members(data)
     if damaged_at is not None:
         raise UserError(
             f"the shard {path} is damaged at byte {damaged_at} or ends too early; copy it again, "
             "or take it out of the folder"
+        )
+    if odd:
+        raise UserError(
+            f"the shard {path} holds what no shard needs: {odd[0]}; take it out of the folder"
         )
     clips = {n: m for n, m in members.items() if n.endswith(tuple(f".{e}" for e in ENDINGS))}
     keys, endings = [n.rpartition(".")[0] for n in clips], {n.rpartition(".")[2] for n in clips}
@@ -154,9 +158,8 @@ def _spec_of(place: str, clip: Bytes, ending: ClipFormat, frame_rate_hz: float) 
 def _frame_rate(facts: bytes) -> float:
     """What a sample's facts say; 0 if they don't."""
     try:
-        known: Any = json.loads(facts or b"{}")
-        rate = float(known.get("frame_rate_hz", 0))
-    except (ValueError, AttributeError, TypeError):
+        rate = float(parse_object(facts or b"{}").get("frame_rate_hz", 0))
+    except (ValueError, TypeError, OverflowError):
         return 0.0
     return rate if math.isfinite(rate) and rate > 0 else 0.0
 

@@ -5,11 +5,12 @@ whose samples are `KEY.json` (facts about the clip) and one clip member, `KEY.mp
 """
 
 import hashlib
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distgan import storage
+from distgan.data.tars import is_plain_name
 from distgan.errors import UserError
 
 MANIFEST_NAME = "manifest.json"
@@ -20,14 +21,14 @@ UNFINISHED_NAME = ".prepare"
 class ShardEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[^/\\]+\.tar$")
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,200}\.tar$")
     """File in the data set's own folder."""
-    samples: int
-    bytes: int
+    samples: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**50)
     sha256: str
     keys: tuple[str, ...]
     """Sample keys in the order of the tar."""
-    crc32: tuple[int, ...]
+    crc32: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...]
     """Of each sample's clip member, in the same order."""
 
     @model_validator(mode="after")
@@ -36,6 +37,9 @@ class ShardEntry(BaseModel):
             raise ValueError(
                 f"{self.samples} samples, {len(self.keys)} keys and {len(self.crc32)} crc32"
             )
+        for key in self.keys:
+            if not is_plain_name(key):
+                raise ValueError(f"the key {key[:80]!r} leads outside, or is no text")
         return self
 
 
@@ -44,9 +48,9 @@ class ClipSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    resolution: int
-    stored_frames: int
-    frame_rate_hz: float
+    resolution: int = Field(ge=1, le=2**16)
+    stored_frames: int = Field(ge=1, le=2**20)
+    frame_rate_hz: float = Field(ge=0, allow_inf_nan=False)
     """0 where each clip keeps its video's own rate."""
     clip_format: Literal["mp4", "npy"]
 

@@ -12,7 +12,7 @@ from distgan.buffers import Bytes
 from distgan.data.damage import Cause, ShardDamage
 from distgan.data.manifest import Manifest, ShardEntry
 from distgan.data.shard_cache import ShardCache
-from distgan.data.tars import plain_members, read_members
+from distgan.data.tars import TarContents, plain_members, read_members
 from distgan.errors import UserError
 
 
@@ -28,6 +28,8 @@ class Shard:
     damage: ShardDamage | None
     unlisted: tuple[str, ...] = ()
     """Clip members that the manifest doesn't list."""
+    odd: tuple[str, ...] = ()
+    """See `TarContents.odd`; or what is no tar although the manifest vouches for it."""
 
 
 def read_shard(
@@ -78,9 +80,10 @@ def read_shard(
 def _check(data: Bytes, digest: str, manifest: Manifest, index: int, *, check_each: bool) -> Shard:
     entry, ending = manifest.shards[index], manifest.clip.clip_format
     problem, other_cause = _problem_of_bytes(len(data), digest, manifest, entry)
-    members = None if problem else plain_members(data)
-    if members is None:
-        members = read_members(data).members
+    plain = None if problem else plain_members(data)
+    contents = read_members(data) if plain is None else TarContents(plain, None)
+    members = contents.members
+    whole = contents.damaged_at is None or bool(problem)  # that says it already
     check_each = check_each or bool(problem)
     clips: list[Bytes | None] = []
     damaged: list[tuple[int, Cause]] = []
@@ -100,6 +103,7 @@ def _check(data: Bytes, digest: str, manifest: Manifest, index: int, *, check_ea
         facts=tuple(_text(members.get(f"{key}.json")) for key in entry.keys),
         damage=ShardDamage(index, problem, tuple(damaged)) if problem else None,
         unlisted=tuple(n for n in members if n.endswith(f".{ending}") and n not in listed),
+        odd=contents.odd if whole else (f"is no tar from byte {contents.damaged_at} on",),
     )
 
 

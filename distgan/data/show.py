@@ -1,7 +1,5 @@
 """`launch.py data show`: the facts of a data set in words, and some of its clips in a picture."""
 
-import json
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +9,7 @@ from distgan.data.prepare_report import summary
 from distgan.data.shard_reader import Shard, read_shard
 from distgan.errors import UserError
 from distgan.pictures import contact_sheet
+from distgan.strict_json import parse_object
 
 _NUM_CLIPS = 8
 _MOST_FRAMES = 8  # of a clip, spread over it: more would make the picture too wide to look at
@@ -77,9 +76,9 @@ def _row(manifest: Manifest, key: str, shard: Shard, place: int) -> tuple[str, N
 def _origin(facts: bytes | None) -> str:
     """Which video a clip is from, and where it begins there, if its facts say so."""
     try:
-        known = json.loads(facts or b"{}")
+        known = parse_object(facts or b"{}")
     except ValueError:
         return "(facts damaged)"
-    if not isinstance(known, dict) or "source" not in known:
+    if "source" not in known:
         return ""
     return f"{str(known['source'])[:60]}, from {known.get('start_s', '?')} s"

@@ -1,7 +1,6 @@
 """`launch.py data verify`: holds a data set against its manifest, to the last clip."""
 
 import contextlib
-import json
 from collections import Counter
 from functools import partial
 
@@ -14,6 +13,7 @@ from distgan.data.damage import EXPLANATIONS, ShardDamage
 from distgan.data.manifest import ClipSpec, Manifest, read_manifest
 from distgan.data.shard_reader import read_shard
 from distgan.data.workers import in_processes
+from distgan.strict_json import parse_object
 
 
 def verify(
@@ -74,7 +74,7 @@ def check_shard(folder: str, manifest: Manifest, index: int) -> list[str]:
         problems += [
             f"{entry.name}: {name}: the manifest does not list it" for name in shard.unlisted
         ]
-    return problems
+    return problems + [f"{entry.name}: {problem}" for problem in shard.odd]
 
 
 def _damaged_samples(manifest: Manifest, damage: ShardDamage) -> list[str]:
@@ -105,9 +105,10 @@ def _reason_against(clip: Bytes, spec: ClipSpec) -> str:
 
 def _is_json_object(text: bytes) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        parse_object(text)
     except ValueError:
         return False
+    return True
 
 
 def _problems_of_manifest(manifest: Manifest) -> list[str]:

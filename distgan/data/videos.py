@@ -4,7 +4,9 @@ A video is untrusted input: only plain container formats are opened (no playlist
 further files), and pixels, frames, seconds and CPU time are bounded.
 """
 
+import contextlib
 import os
+import resource
 import stat
 import time
 from collections.abc import Iterator
@@ -30,6 +32,15 @@ _DEMUXERS = (
 )
 """FFmpeg's demuxers that may open a file. Those that open further files (hls, concat, dash, imf,
 sdp, image2 ...) are left out, whatever a file is named."""
+
+_MOST_STREAMS = 64
+"""Of all kinds in one file; each costs memory before a limit on the video's own is looked at."""
+
+_OPENING_BYTES, _OPENING_BYTES_A_PIXEL = 128 * 2**20, 8
+"""Memory that opening a file may take: its tables, and frames that FFmpeg decodes to know it."""
+
+_UNPACKED_BYTES, _UNPACKED_TIMES = 16 * 2**20, 2
+"""Most bytes of a video's packets: so many, and so many times the file's size."""
 
 _LONGEST_HOLD_S = 1
 """A frame that stands longer than this ends its segment: a gap in the recording, or a slide."""
@@ -106,13 +117,11 @@ class VideoReader:
         self.frames_damaged = 0
         self.rotation = 0
         """Degrees, anticlockwise, that players turn the frames by; known after the first frame."""
-        try:
-            self._container = _open(path)
-        except (av.FFmpegError, OSError) as error:
-            raise DroppedVideoError("videos_unreadable", _reason(error)) from error
+        self._container = _open(path, limits)
         try:
             self._stream = self._choose_stream()
-            self._check_declared_size()
+            self._check_declared_size(path)
+            self._check_packets(path)
         except BaseException:
             self._container.close()
             raise
@@ -191,13 +200,19 @@ class VideoReader:
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             raise DroppedVideoError("videos_unreadable", "no video stream")
+        if stream.codec_context is None:
+            raise DroppedVideoError("videos_unreadable", "no decoder for its video stream")
         # One thread: videos run in parallel, and CPU time stays comparable.
         stream.codec_context.thread_count = 1
         return stream
 
-    def _check_declared_size(self) -> None:
+    def _check_declared_size(self, path: str) -> None:
         limits, stream = self._limits, self._stream
         width, height = stream.codec_context.width, stream.codec_context.height
+        if not width * height:  # what FFmpeg says of a frame that was too large for it
+            with _open(path, limits, codec_whitelist="none") as container:
+                context = container.streams[stream.index].codec_context
+                width, height = context.width, context.height
         if width * height > limits.max_pixels:
             raise _over("pixels", f"{width}x{height}")
         if stream.frames > limits.max_frames:
@@ -214,6 +229,23 @@ class VideoReader:
             "max_pixels": str(limits.max_pixels),
             "err_detect": "explode",  # else it hides damage behind invented pixels
         }
+
+    def _check_packets(self, path: str) -> None:
+        """Counts the packets before one is decoded: a container may say nothing, or lie, and may
+        pack its packets."""
+        most = 2 * self._limits.max_frames + 1  # an interlaced frame may come in two; an empty one
+        most_bytes = _UNPACKED_BYTES + _UNPACKED_TIMES * Path(path).stat().st_size
+        count = size = 0
+        with _open(path, self._limits) as container, contextlib.suppress(av.FFmpegError):
+            for packet in container.demux(container.streams[self._stream.index]):
+                count += 1
+                size += packet.size
+                if count > most:
+                    raise _over("frames", f"more than {self._limits.max_frames}")
+                if size > most_bytes:
+                    raise DroppedVideoError("videos_unreadable", "it unpacks to far more bytes")
+                if count % 1024 == 0:
+                    self._check_limits(None)
 
     def _check_limits(self, image: Any) -> None:
         limits = self._limits
@@ -234,13 +266,47 @@ class VideoReader:
         return Fraction(0) if previous is None else previous.time_s + 1 / self.frame_rate_hz
 
 
-def _open(path: str) -> Any:
-    return av.open(
-        "file:" + str(Path(path).resolve()),  # never read as a URL, whatever the name
-        mode="r",
-        options={"protocol_whitelist": "file", "format_whitelist": _DEMUXERS},
-        metadata_errors="ignore",
-    )
+def _open(path: str, limits: LimitsConfig, **more: str) -> Any:
+    """Raises `DroppedVideoError` for what FFmpeg doesn't read, or not within the limits."""
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _DEMUXERS,
+        "max_streams": str(_MOST_STREAMS),
+        "max_pixels": str(limits.max_pixels),  # FFmpeg decodes frames to find out what they are
+        **more,
+    }
+    url = "file:" + str(Path(path).resolve())  # never read as another one, whatever the name
+    try:
+        with _memory_limited(_OPENING_BYTES + _OPENING_BYTES_A_PIXEL * limits.max_pixels):
+            return av.open(url, mode="r", options=options, metadata_errors="ignore")
+    except (av.FFmpegError, OSError, MemoryError, ValueError) as error:
+        raise DroppedVideoError("videos_unreadable", _reason(error)) from error
+
+
+@contextlib.contextmanager
+def _memory_limited(more_bytes: int) -> Iterator[None]:
+    """Lets this process allocate only so much more while inside, where Linux keeps the limit:
+    headers may be packed, and claim any size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    held = _data_bytes()
+    limit = held + more_bytes
+    if not held or (soft != resource.RLIM_INFINITY and soft < limit):
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int:
+    """Memory of this process's own that counts for the limit; 0 where the system doesn't say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmData:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def _is_regular(path: Path) -> bool:

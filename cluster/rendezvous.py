@@ -1,0 +1,58 @@
+"""Where the workers of a run find each other: PyTorch's store, behind no door of its own.
+
+`torch.distributed` opens the store of rank 0 on all of a machine's addresses and asks nobody for a
+token. On a cluster that lives on the loopback interface it is opened there alone; between machines
+the network has to keep strangers out (see SECURITY.md).
+"""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import ray
+import torch.distributed
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+
+class _GuardedBackend(_TorchBackend):
+    """Ray Train's, with each worker prepared before the process group starts."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(stay_on_loopback)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class GuardedTorchConfig(TorchConfig):
+    """What `TorchTrainer` takes as its `torch_config`."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _GuardedBackend
+
+
+def stay_on_loopback() -> None:
+    """In a worker whose node has a loopback address: its process group will listen nowhere else."""
+    if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+        return
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, names[0])
+    module: Any = sys.modules["torch.distributed.rendezvous"]  # its name is a function's as well
+    module.TCPStore = _local_store
+
+
+def _local_store(host_name: str, port: int, *, is_master: bool, **options: Any) -> Any:
+    """As `TCPStore`, whose server gets a socket that is bound already: it can't be told where."""
+    if is_master:
+        family = socket.AF_INET6 if ":" in host_name else socket.AF_INET
+        server = socket.socket(family, socket.SOCK_STREAM)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((host_name, port))
+        options["master_listen_fd"] = server.detach()  # the store closes it
+    store: Any = torch.distributed
+    return store.TCPStore(host_name, port, is_master=is_master, **options)
