@@ -122,11 +122,16 @@ def _encode_mp4(frames_THW3: Pixels, frame_rate_hz: float) -> bytes:
     return buffer.getvalue()
 
 
+def _coded_pixels(pixels: int) -> int:
+    """At most so many are coded for a square frame of so many: H.264 has blocks of 16 x 16."""
+    return 4 * pixels + 4096
+
+
 def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) -> Pixels:
     most = MOST_BYTES if out is None else out.nbytes
     num_wanted = len(indices) if indices is not None else 1
     most_pixels = min(MOST_PIXELS, most // (3 * max(num_wanted, 1)))
-    options = {"max_pixels": str(most_pixels), "max_streams": "8"}
+    options = {"max_pixels": str(_coded_pixels(most_pixels)), "max_streams": "8"}
     with av.open(io.BytesIO(data), mode="r", format="mp4", options=options) as container:
         stream: Any = container.streams.best("video")
         if stream is None or stream.codec_context is None:
@@ -139,7 +144,8 @@ def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) 
             raise ValueError("mp4 clip: no frame asked for, or none declared")
         if 3 * count * pixels_a_frame > most or not 0 < pixels_a_frame <= most_pixels:
             raise ValueError(f"mp4 clip of {count} frames of {pixels_a_frame} pixels: too large")
-        stream.codec_context.options = {"max_pixels": str(min(most_pixels, most // (3 * count)))}
+        most_coded = _coded_pixels(min(most_pixels, most // (3 * count)))
+        stream.codec_context.options = {"max_pixels": str(most_coded)}
         wanted = list(range(count)) if indices is None else list(indices)
         frames_a_tick: Fraction = stream.time_base * rate
         if min(wanted) >= GOP:
