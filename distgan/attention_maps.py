@@ -142,7 +142,7 @@ def overlay(look: Look, number: int, clip_THWC: Video) -> Video:
     heat_THW = (look.weights_QL[number] / look.weights_QL[number].max()).reshape(look.grid)
     large = F.interpolate(torch.from_numpy(heat_THW)[:, None], size, mode="nearest")[:, 0].numpy()
     heat = large[[frame * t // len(frames) for frame in range(len(frames))]][..., None]
-    grey = frames.astype(np.float32).mean(axis=-1, keepdims=True) * 0.75
+    grey = 40 + frames.astype(np.float32).mean(axis=-1, keepdims=True) * 0.6
     colour = mpl.colormaps["inferno"](0.3 + 0.7 * heat[..., 0])[..., :3].astype(np.float32) * 255
     mixed: Video = (grey + (colour - grey) * 0.75 * heat).round().astype(np.uint8)
     frame, row, column = np.unravel_index(look.places[number], look.grid)
