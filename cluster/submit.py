@@ -33,7 +33,10 @@ def check_travels(parsed: argparse.Namespace) -> None:
     if parsed.command == "submit":
         raise UserError("submit can't be submitted")
     given = [getattr(parsed, name, None) for name in ("input", "output", "run", "data")]
-    if parsed.command in ("train", "tune"):
+    of_sweep = [getattr(parsed, name, None) for name in ("status", "report", "export", "retrain")]
+    if any(of_sweep):  # of `tune`, instead of a sweep
+        given += of_sweep
+    elif parsed.command in ("train", "tune"):
         config = load_config(parsed.preset, parsed.config, parsed.overrides)
         if not config.run.dir:
             raise UserError("run.dir is not set: give a URL, or a folder that all machines share")

@@ -71,6 +71,8 @@ def test_divergence_is_not_taken_for_a_fault(
     [
         (("train", "run.dir=runs/mine", "data.shards=/data"), "runs/mine is a relative path"),
         (("train", "data.shards=/data"), "run.dir is not set"),
+        (("tune", "run.dir=sweeps/mine", "data.shards=/data"), "sweeps/mine is a relative path"),
+        (("tune", "--report", "sweeps/mine"), "sweeps/mine is a relative path"),
         (("prepare", "--input", "videos", "--output", "/data"), "videos is a relative path"),
         (("submit", "--", "train"), "submit can't be submitted"),
     ],

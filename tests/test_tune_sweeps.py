@@ -24,7 +24,7 @@ from tune.records import TrialRecord, read_sweep
 pytestmark = pytest.mark.timeout(900)
 
 METRIC = "quality/proxy_frechet_ema"
-STEPS = 60
+STEPS, LONG = 60, 180
 KEYS = (*TINY, f"train.max_steps={STEPS}", "log.proxy_interval_steps=6", "log.proxy_clips=16")
 
 
@@ -94,7 +94,9 @@ def test_whatever_befalls_a_sweep_it_ends_as_if_undisturbed(
         "optim.discriminator.lr": {"grid": [1e-3, 1e12]},  # far too high: it diverges
     }
     options = "--algorithm grid --max-concurrent 1 --keep 1 --max-failures 1"
-    arguments = command(tiny_data, run, space, "optim.discriminator.kind=sgd", options=options)
+    # Long enough that signals and kills, which take a second to arrive, come in the middle.
+    more = ("optim.discriminator.kind=sgd", f"train.max_steps={LONG}")
+    arguments = command(tiny_data, run, space, *more, options=options)
 
     code, output = until_step(
         arguments, head, run, "base-seed0", 6, lambda driver: driver.send_signal(signal.SIGINT)
@@ -129,7 +131,7 @@ def test_whatever_befalls_a_sweep_it_ends_as_if_undisturbed(
     for trial in ("base-seed0", "0000-seed0"):
         alike = plain(run, trial, tmp_path / trial)
         last = read_metrics(str(alike / "metrics.jsonl"))[-1]
-        assert ended[trial].step == last["step"] == STEPS
+        assert ended[trial].step == last["step"] == LONG
         assert ended[trial].values == {METRIC: last[METRIC]}
     kept = [name for name in ended if (run / "trials" / name / "checkpoints").exists()]
     good = ("base-seed0", "0000-seed0")
