@@ -7,13 +7,10 @@ others is asked for a second time; see `hedging`.
 """
 
 import base64
-import contextlib
-import errno
 import hashlib
 import re
-import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -179,50 +176,6 @@ class ObjectStore:
         check = {"ContentMD5": base64.b64encode(_md5_raw(data)).decode()} if self.is_s3 else {}
         self._call("write", url, lambda ask: ask("pipe_file", url, data, **check), len(data))
 
-    @contextlib.contextmanager
-    def creating(self, url: str) -> Iterator[Callable[[bytes], None]]:
-        """Within, no other writer creates this object; yields what does, which is called once.
-
-        A server that knows conditional writes lets one writer in. Others ignore the condition; so
-        each writer first leaves a claim beside and then looks: of two, the one that looks last sees
-        the other's claim, or the object, and gives up (both may).
-
-        Raises:
-            FileExistsError: it is there, or another writer is at it.
-        """
-        folder, _, name = url.rpartition("/")
-        claim = f"{name}.claim-{secrets.token_hex(8)}"
-
-        def create(data: bytes) -> None:
-            if not self._put_new(url, data):
-                raise _exists(url)
-
-        self.write(f"{folder}/{claim}", b"claimed")
-        try:
-            seen = [n for n in self.names(folder) if n == name or n.startswith(f"{name}.claim-")]
-            if seen != [claim]:
-                raise _exists(url)
-            yield create
-        finally:
-            self.remove(f"{folder}/{claim}")
-
-    def _put_new(self, url: str, data: bytes) -> bool:
-        """Writes, unless the server says that the object is there with other bytes."""
-        if not self.is_s3:
-            self.write(url, data)
-            return True
-        try:
-            self.s3_call("put_object", url, Body=data, IfNoneMatch="*")
-        except UserError as error:
-            code = code_of(error.__cause__ or error)
-            if code in ("NotImplemented", "501"):
-                self.write(url, data)
-            elif code in ("PreconditionFailed", "412"):
-                return self.read(url) == data  # by an attempt of ours whose answer was lost
-            else:
-                raise
-        return True
-
     def names(self, url: str) -> list[str]:
         """Sorted names directly below; empty if there are none."""
 
@@ -368,10 +321,6 @@ class ObjectStore:
         if self._driver is None:
             self._driver = drivers.connect(self.scheme, self.config if self.is_s3 else None)
         return self._driver
-
-
-def _exists(url: str) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, "there already, or about to be", url)
 
 
 def _refuse_more(size: int, max_bytes: int | None, url: str) -> None:

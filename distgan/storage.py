@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from distgan import create_once
 from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import UserError
@@ -208,7 +209,7 @@ def creating(path: str) -> Iterator[Callable[[bytes], None]]:
         FileExistsError: it is there, or another writer is at it.
     """
     if not is_local(path):
-        with _store(path).creating(path) as create:
+        with create_once.creating(_store(path), path) as create:
             yield create
         return
     if local_path(path).exists():

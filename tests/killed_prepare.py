@@ -23,7 +23,7 @@ SMALL = with_values(
         "prepare.num_processes": 1,
         "prepare.denoise.kind": "none",
         "prepare.clip_format": "npy",
-        "prepare.shard_megabytes": 0.08,  # four clips
+        "prepare.shard_megabytes": 0.07,  # three clips
     },
 )
 

@@ -9,6 +9,7 @@ import torch
 
 from distgan import storage
 from distgan.checkpoint import committed_steps, load_newest, whole
+from distgan.create_once import creating, put_new
 from distgan.errors import UserError
 from distgan.object_store import ObjectStore
 from distgan.saving import Saver
@@ -50,7 +51,7 @@ def race(port: int, url: str) -> list[bytes]:
         store.names(url)
         start.wait(20)
         try:
-            with store.creating(url) as create:
+            with creating(store, url) as create:
                 create(data)
         except FileExistsError:
             return
@@ -91,7 +92,7 @@ def test_the_server_itself_refuses_a_second_writer(moto: int) -> None:
     with with_options(options_for(moto)):
         url = f"s3://{BUCKET}/conditional/MARK"
         store = storage._store(url)
-        assert store._put_new(url, b"first") and not store._put_new(url, b"second")
+        assert put_new(store, url, b"first") and not put_new(store, url, b"second")
         assert storage.read_bytes(url) == b"first"
 
 

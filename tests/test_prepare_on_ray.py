@@ -196,7 +196,7 @@ def launch_prepare(
 ) -> subprocess.Popen[str]:
     settings = (
         "data.resolution=32", "data.clip_frames=8", "prepare.denoise.kind=none",
-        "prepare.clip_format=npy", "prepare.shard_megabytes=0.08", "cluster.num_workers=2", *more,
+        "prepare.clip_format=npy", "prepare.shard_megabytes=0.07", "cluster.num_workers=2", *more,
     )  # fmt: skip
     command = [sys.executable, str(REPOSITORY / "launch.py"), "prepare", "--input", videos]
     return subprocess.Popen(

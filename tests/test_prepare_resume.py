@@ -181,7 +181,7 @@ def test_other_settings_or_videos_are_refused_by_name(
 
     def refused(words: str, **changes: object) -> None:
         with pytest.raises(UserError, match=words) as caught:
-            run(source, out, prepare__shard_megabytes=0.08, **changes)
+            run(source, out, prepare__shard_megabytes=0.07, **changes)
         assert "run the command that began it again" in str(caught.value)
         assert tree(out) == before
 
@@ -197,7 +197,7 @@ def test_other_settings_or_videos_are_refused_by_name(
     refused("the video '0.mkv' was written anew")
     shutil.copystat(videos / "0.mkv", source / "0.mkv")
     # The number of processes is no part of the result.
-    run(source, out, prepare__shard_megabytes=0.08, prepare__num_processes=2)
+    run(source, out, prepare__shard_megabytes=0.07, prepare__num_processes=2)
     assert tree(out) == undisturbed
 
 
@@ -240,11 +240,11 @@ def test_a_lost_shard_or_damaged_spool_is_named(videos: Path, tmp_path: Path) ->
     whole = spool.read_bytes()
     spool.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=rf"{spool.name} is damaged.*delete it and run"):
-        run(videos, out, prepare__shard_megabytes=0.08)
+        run(videos, out, prepare__shard_megabytes=0.07)
     spool.write_bytes(whole)
     (out / "shard-000001.tar").unlink()
     with pytest.raises(UserError, match=r"lost or changed its shard-000001\.tar"):
-        run(videos, out, prepare__shard_megabytes=0.08)
+        run(videos, out, prepare__shard_megabytes=0.07)
 
 
 def test_a_refused_folder_is_left_as_it_was(tmp_path: Path) -> None:

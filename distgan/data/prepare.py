@@ -5,6 +5,7 @@ how often the work was cut short and begun again (see `journal`).
 """
 
 import contextlib
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 
 import distgan
@@ -26,7 +27,7 @@ from distgan.data.prepare_report import (
 from distgan.data.prepare_video import ClipSettings, prepare_video
 from distgan.data.progress import Progress
 from distgan.data.shards import ShardWriter
-from distgan.data.spooling import VideoJob, VideoOutcome, open_spool
+from distgan.data.spooling import VideoJob, VideoOutcome, open_spools
 from distgan.data.videos import EXTENSIONS, FoundVideos
 from distgan.errors import UserError
 
@@ -142,24 +143,34 @@ def _write_shards(
         contextlib.closing(shards) as writer,
         Progress(len(jobs), len(jobs) - len(new), clips, show=show_progress) as progress,
         contextlib.closing(executor.run(partial(prepare_video, settings=settings), new)) as results,
+        contextlib.ExitStack() as stack,
     ):
-        for job in left:
+        worked_on = _when_worked_on(left, results, journal.spooled)
+        spools = stack.enter_context(contextlib.closing(open_spools(worked_on)))
+        for job, spool in spools:
             is_new = job.number not in journal.spooled
-            if is_new:
-                done = next(results)
-                assert done == job, "results come in the order of the jobs"
             skip = journal.clips_of_next if job.number == recorded else 0
-            with open_spool(job.spool) as spool:
-                for place, sample in enumerate(spool.samples()):
-                    # The first ones may be in a shard of an earlier start.
-                    entry = writer.write(*sample) if place >= skip else None
-                    if entry is not None:
-                        journal.add_shard(entry, finished, place + 1)
-                        finished = []
-                finished.append(spool.outcome)
+            for place, sample in enumerate(spool.samples()):
+                # The first ones may be in a shard of an earlier start.
+                entry = writer.write(*sample) if place >= skip else None
+                if entry is not None:
+                    journal.add_shard(entry, finished, place + 1)
+                    finished = []
+            finished.append(spool.outcome)
             progress.update(is_new=is_new, clips=spool.outcome.counts["clips"] - skip)
         entry = writer.finish()
         if entry is not None:
             journal.add_shard(entry, finished, 0)
             finished = []
     return [*journal.outcomes, *finished]
+
+
+def _when_worked_on(
+    jobs: Iterable[VideoJob], results: Iterator[VideoJob], spooled: Collection[int]
+) -> Iterator[VideoJob]:
+    """Each job once its clips lie in its spool; of those `spooled` already, nobody works on."""
+    for job in jobs:
+        if job.number not in spooled:
+            done = next(results)
+            assert done == job, "results come in the order of the jobs"
+        yield job

@@ -10,17 +10,19 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from distgan import storage
-from distgan.errors import UserError
+from distgan.errors import DistganError, UserError
 from distgan.temporary import temporary_folder
 
 _OUTCOME_NAME = "outcome.json"
+_FETCHED_AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,54 @@ def open_spool(spool: str) -> Iterator["SpoolReader"]:
                 f"{spool} is damaged ({error}); delete it and run the same command again"
             ) from error
         yield reader
+
+
+def open_spools(
+    jobs: Iterable[VideoJob],
+) -> Generator[tuple[VideoJob, "SpoolReader"], None, None]:
+    """Each job with its spool, which stays open until the next is asked for.
+
+    From object storage a few are fetched ahead at a time, so the next few of `jobs` are taken
+    before they are needed. Close it to end early.
+
+    Raises:
+        UserError: a spool is damaged; besides, whatever `jobs` raises.
+    """
+    pending: deque[tuple[VideoJob, Future[_OpenSpool]]] = deque()
+    with ThreadPoolExecutor(_FETCHED_AHEAD, thread_name_prefix="spool") as pool:
+        try:
+            for job in jobs:
+                pending.append((job, pool.submit(_opened, job.spool)))
+                if storage.is_local(job.spool) or len(pending) > _FETCHED_AHEAD:
+                    yield from _first(pending)
+            while pending:
+                yield from _first(pending)
+        finally:
+            for _, future in pending:
+                if not future.cancel():
+                    with contextlib.suppress(DistganError, OSError), future.result().stack:
+                        pass
+
+
+class _OpenSpool(NamedTuple):
+    stack: contextlib.ExitStack
+    """Closes it."""
+    reader: "SpoolReader"
+
+
+def _opened(spool: str) -> _OpenSpool:
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(open_spool(spool))
+        return _OpenSpool(stack.pop_all(), reader)
+
+
+def _first(
+    pending: deque[tuple[VideoJob, "Future[_OpenSpool]"]],
+) -> Iterator[tuple[VideoJob, "SpoolReader"]]:
+    job, future = pending.popleft()
+    opened = future.result()
+    with opened.stack:
+        yield job, opened.reader
 
 
 class SpoolReader:
