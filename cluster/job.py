@@ -16,7 +16,6 @@ from typing import NoReturn
 
 import ray
 from ray import train as ray_train
-from ray.data import ExecutionOptions
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from cluster.autoscaling import room
 from cluster.board import Failure, Snapshot, make_board
 from cluster.devices import devices, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
+from cluster.quiet_data import QuietDataConfig
 from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.ray_storage import ray_storage
 from cluster.rendezvous import GuardedTorchConfig
@@ -228,8 +228,7 @@ class _Attempt:
                 logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             ),
-            # Without options of ours, Ray takes its own by a way that it warns of itself.
-            dataset_config=ray_train.DataConfig(execution_options=ExecutionOptions()),
+            dataset_config=QuietDataConfig(),
         )
         self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
 

@@ -15,6 +15,7 @@ from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
+from cluster.zero_settings import deepspeed_settings
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
 from distgan.ema import PlainAverage
@@ -182,6 +183,11 @@ def test_a_gradient_that_is_nan_on_one_rank_updates_nothing(index: int, found: l
 
 def test_stage_3_lets_go_of_all_weights_between_steps(found: list[Found]) -> None:
     assert [rank.gathered for rank in found] == [[], []]
+
+
+def test_stage_3_keeps_a_bucket_of_a_tenth_of_the_network() -> None:
+    settings = deepspeed_settings(ShardingConfig(zero_stage=3), [100, 900], "cpu")
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 100
 
 
 @pytest.mark.parametrize("stage", STAGES)
