@@ -33,7 +33,7 @@ from distgan.attention import (
 )
 from distgan.config import AttentionConfig
 from distgan.precision import pick_device
-from distgan.sparsity import Grid
+from distgan.sparsity import Grid, least_density
 
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 FRAMES, HEADS, WIDTH = 8, 4, 128
@@ -183,7 +183,10 @@ def _attention(
         return reference_attention, math.prod(grid) ** 2
     if kind == "additive":
         return lambda q, k, v: (k.tanh() * q).sum(-1, keepdim=True).sigmoid() * v, math.prod(grid)
-    config = AttentionConfig(kind=kind, heads=HEADS, head_dim=head_dim, **LOCAL)
+    # On small grids the blocks in reach are a larger share than that.
+    density = max(LOCAL["density"], least_density(grid, LOCAL["block"], LOCAL["reach"]))
+    options = LOCAL | {"density": density}
+    config = AttentionConfig(kind=kind, heads=HEADS, head_dim=head_dim, **options)
     with torch.device("meta"):
         mix = ATTENTION_KINDS[kind](WIDTH, config)
     assert isinstance(mix, (SelfAttention, FactorisedAttention))
