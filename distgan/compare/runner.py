@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Protocol, TypeVar
@@ -72,6 +73,7 @@ def _run_one(job: Job, signals: StopSignals) -> None:
     # fraction of a second.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["distgan.compare.jobs"])
+    resource_tracker.ensure_running()  # now: its start would unblock the signals blocked below
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_perform, args=(job, theirs), name=job.name)
     with no_ctrl_c_in_new_processes(), _sigterm_waits():
