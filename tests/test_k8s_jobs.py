@@ -212,7 +212,7 @@ def test_an_empty_bucket_is_named_when_the_job_starts(pods: Pods, tmp_path: Path
     with submitted(pods, "no-bucket", job_of("multi-node", tmp_path, BUCKET="")) as submitter:
         output, _ = submitter.communicate(timeout=PATIENCE_S)
     assert outcome(pods, "no-bucket") == ("FAILED", 2), output
-    (line,) = (line for line in output.splitlines() if "launch.py train:" in line)
+    line = next(line for line in output.splitlines() if "launch.py train:" in line)
     assert "s3:///runs" in line and "names no bucket" in line and "Traceback" not in output
 
 
