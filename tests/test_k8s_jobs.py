@@ -31,10 +31,10 @@ from tests.object_servers import BUCKET, CREDENTIALS, OPTIONS, rclone_server
 from tests.ray_heads import ray_head, ray_node
 from tests.tiny import REPOSITORY, TINY
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1000)
 
 STEPS = 24
-PATIENCE_S = 200
+PATIENCE_S = 400
 """A step takes 10 ms, and the start of a job some seconds; on a busy machine all of it far more."""
 
 
@@ -166,7 +166,7 @@ def outcome(pods: Pods, name: str) -> tuple[str, int | None]:
 
 def test_training_goes_on_when_a_node_is_lost(pods: Pods, tmp_path: Path) -> None:
     """`multi-node`: a node is killed in the middle, another comes, the run ends whole."""
-    mount(pods, cluster__num_workers=2, train__max_steps=60)
+    mount(pods, cluster__num_workers=2, train__max_steps=100)
     with submitted(pods, "multi-node", job_of("multi-node", tmp_path)) as submitter:
         wait_for(lambda: pods.newest("multi-node") >= 4, PATIENCE_S)
         pods.lose_node()
@@ -174,11 +174,11 @@ def test_training_goes_on_when_a_node_is_lost(pods: Pods, tmp_path: Path) -> Non
         pods.add_node()
         output, _ = submitter.communicate(timeout=PATIENCE_S)
     assert outcome(pods, "multi-node") == ("SUCCEEDED", 0), output
-    assert 4 <= lost < 60 and "the workers failed (1 of 3 times in a row)" in output
-    assert "stopped at step 60" in output
+    assert 4 <= lost < 100 and "the workers failed (1 of 3 times in a row)" in output
+    assert "stopped at step 100" in output
     run = pods.bucket / "runs" / "multi-node"
     steps = [line["step"] for line in read_metrics(str(run / "metrics.jsonl"))]
-    assert steps == list(range(1, 61))
+    assert steps == list(range(1, 101))
     assert (run / "generator" / "model.safetensors").exists()
 
 
@@ -212,7 +212,7 @@ def test_an_empty_bucket_is_named_when_the_job_starts(pods: Pods, tmp_path: Path
     with submitted(pods, "no-bucket", job_of("multi-node", tmp_path, BUCKET="")) as submitter:
         output, _ = submitter.communicate(timeout=PATIENCE_S)
     assert outcome(pods, "no-bucket") == ("FAILED", 2), output
-    (line,) = (line for line in output.splitlines() if "launch.py train:" in line)
+    line = next(line for line in output.splitlines() if "launch.py train:" in line)
     assert "s3:///runs" in line and "names no bucket" in line and "Traceback" not in output
 
 
