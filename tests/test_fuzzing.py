@@ -126,11 +126,12 @@ def test_values_of_configuration_keys(key: str, value: Any) -> None:
         "seed: " + "9" * 10_000,
         "seed: !!timestamp x",
         "seed: 2001-99-99",
+        "seed: [" + "x, " * 5000 + "]",
         "l0: &l0 [x,x,x,x,x,x,x,x,x,x]\n"
         + "\n".join(f"l{n}: &l{n} [{','.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10))
         + "\nseed: *l9",
     ],
-    ids=["brackets", "colons", "key", "itself", "digits", "tag", "date", "billion laughs"],
+    ids=["brackets", "colons", "key", "itself", "digits", "tag", "date", "list", "billion laughs"],
 )
 def test_yaml_that_is_known_to_hurt(text: str) -> None:
     with pytest.raises(DistganError) as raised:

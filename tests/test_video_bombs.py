@@ -18,7 +18,7 @@ from tests.tiny import REPOSITORY, one_thread
 from tests.video_bombs import BOMBS
 from tests.video_makers import textured
 
-SECONDS, MEGABYTES = 2, 256
+SECONDS, MEGABYTES = 2, 128
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def test_there_are_bombs_of_ten_kinds_and_each_limit_says_its_name(
     assert len(outcomes) >= 10
     causes = {name: outcome["cause"] for name, outcome in outcomes.items()}
     assert causes["png_16k"] == causes["gif_65535"] == "videos_over_max_pixels"
+    assert causes["nine_hundred_tracks"] == causes["packed_header"] == "videos_unreadable"
     assert causes["long_black_4k"] == causes["claims_5_frames_of_many"] == "videos_over_max_frames"
 
 
