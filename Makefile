@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/python launch.py demo
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Long tests, such as the whole demo with its promised quality.
 soak: $(VENV)/installed-dev

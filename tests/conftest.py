@@ -1,25 +1,40 @@
 """Fixtures that several test files share."""
 
+import functools
 import gc
 import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests.cluster_runs import CalmJob, make_calm_job
 from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: one begins with all that start Ray clusters, the other takes
-    the rest; a file's tests stay together, so that they share what is costly to set up."""
+    """All that start Ray clusters come first, as they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        name = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Of the processes that share the tests, one takes all that start Ray clusters; a file's tests
+    stay together, so that they share what is costly to set up."""
+    return _RayTogether(config, log)
+
+
+class _RayTogether(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if _starts_ray(file) else file
+
+
+@functools.cache
+def _starts_ray(file: str) -> bool:
+    return "pytest.mark.ray" in (Path(__file__).parent.parent / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from tests.simulated_sweep import METRIC, curve_of
 from tune.overview import load_sweep
 
 
+@pytest.mark.ray
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [0, 1])

@@ -3,8 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from cluster.link import ORPHANED
 from tests.tiny import REPOSITORY
+
+pytestmark = pytest.mark.ray
 
 # In a process of its own, which is the one that ends.
 PROGRAM = """

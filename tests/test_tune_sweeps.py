@@ -21,7 +21,7 @@ from tune.copying import copy_state
 from tune.population import read_generations
 from tune.records import TrialRecord, read_sweep
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 METRIC = "quality/proxy_frechet_ema"
 STEPS, LONG = 60, 180
