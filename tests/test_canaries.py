@@ -1,6 +1,7 @@
 """Secrets that a run, a crash and a sweep are given come up in no file, argument or output."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -126,9 +127,10 @@ def a_run(scene: Scene) -> None:
 def a_crash(scene: Scene) -> None:
     """Of a worker, with a traceback; the credentials come from a mounted file."""
     marker = str(scene.root / "marker")
-    fault = f'{{"rank": 0, "step": 6, "place": "data", "kind": "exception", "marker": "{marker}"}}'
+    fault = {"rank": 0, "step": 6, "place": "data", "kind": "exception", "marker": marker}
     command = train(scene, scene.second, "crash", "cluster.max_failures=0")
-    said = program(scene, scene.profile, "-m", "tests.fault_program", fault, *command, code=1)
+    faulty = ["-m", "tests.fault_program", json.dumps([fault])]
+    said = program(scene, scene.profile, *faulty, *command, code=1)
     assert "a fault that a test asked for" in said
 
 
@@ -137,7 +139,8 @@ def a_sweep(scene: Scene) -> None:
         pytest.skip("there is no `launch.py tune` yet")
     space = scene.root / "space.yaml"
     space.write_text("optim.generator.lr: {choice: [0.0001, 0.0002]}\n")
-    command = train(scene, scene.first, "sweep", "train.max_steps=4")
+    measured = ["log.proxy_interval_steps=2", "log.proxy_clips=16"]
+    command = train(scene, scene.first, "sweep", "train.max_steps=4", *measured)
     command = ["tune", *command[1:], "cluster.num_workers=0", "--space", str(space)]
     command += ["--num-trials", "2"]
     program(scene, scene.environment, "launch.py", *command, code=0)

@@ -84,10 +84,10 @@ def test_a_missing_piece_is_damage(lost: int, tmp_path: Path) -> None:
 
 
 def test_empty_pieces_of_writers_that_own_nothing_are_allowed(tmp_path: Path) -> None:
-    folder = checkpoint_folder(str(tmp_path), 5)
     flat = torch.arange(4.0)
     cuts = [(0, 0), (0, 4), (4, 4)]
     for order in ([0, 1, 2], [2, 1, 0]):
+        folder = checkpoint_folder(str(tmp_path / str(order[0])), 5)
         parts = [
             write_fragments(folder, f"rank-{k}", [Fragment("x", (4,), a, flat[a:b])])
             for k, (a, b) in enumerate(cuts)
@@ -194,13 +194,13 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     assert storage.list_names(str(tmp_path / "checkpoints")) == ["step_00000020", "step_00000100"]
 
 
-def test_a_checkpoint_may_be_written_again(tmp_path: Path) -> None:
+def test_a_committed_checkpoint_is_never_written_again(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    again = {"x": torch.ones(3)}
-    save_checkpoint(str(tmp_path), 5, again, STATE, keep=2)
+    with pytest.raises(UserError, match="another process has committed"):
+        save_checkpoint(str(tmp_path), 5, {"x": torch.ones(3)}, STATE, keep=2)
     loaded, _ = load_newest(str(tmp_path))
     assert loaded is not None
-    assert_same(loaded.tensors, again)
+    assert_same(loaded.tensors, tensors(5))
 
 
 def test_files_hold_no_pickle(tmp_path: Path) -> None:
