@@ -6,7 +6,7 @@ import sys
 from distgan.errors import UserError
 
 REQUIRED = (
-    "PIL", "av", "deepspeed", "fsspec", "matplotlib", "numpy", "optuna", "pydantic", "ray", "s3fs",
+    "PIL", "av", "deepspeed", "fsspec", "markdown", "matplotlib", "numpy", "optuna", "pydantic", "ray", "s3fs",
     "safetensors", "scipy", "tensorboard", "torch", "tqdm", "webdataset", "yaml",
 )  # fmt: skip
 """What pyproject.toml's dependencies are imported as."""
