@@ -6,8 +6,9 @@ import sys
 from distgan.errors import UserError
 
 REQUIRED = (
-    "PIL", "av", "deepspeed", "fsspec", "markdown", "matplotlib", "numpy", "optuna", "pydantic", "ray", "s3fs",
-    "safetensors", "scipy", "tensorboard", "torch", "tqdm", "webdataset", "yaml",
+    "PIL", "av", "botocore", "deepspeed", "fsspec", "markdown", "matplotlib", "numpy", "optuna",
+    "pydantic", "ray", "s3fs", "safetensors", "scipy", "tensorboard", "torch", "tqdm", "webdataset",
+    "yaml",
 )  # fmt: skip
 """What pyproject.toml's dependencies are imported as."""
 
