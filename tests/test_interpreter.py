@@ -19,7 +19,7 @@ def test_a_python_without_the_packages_is_named_with_the_remedy() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"launch.py: {sys.executable} lacks PIL, av, deepspeed")
+    assert line.startswith(f"launch.py: {sys.executable} lacks PIL, av, botocore")
     assert 'PATH="$PWD/.venv/bin:$PATH" ray start --head' in line
     assert not done.stdout
 
