@@ -23,7 +23,7 @@ from tests.ray_heads import ray_head
 from tests.test_imports import commands
 from tests.tiny import REPOSITORY
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 TOKEN = "Ray token"
 

@@ -38,7 +38,7 @@ from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
 from tests.tiny import TINY, launch
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

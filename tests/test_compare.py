@@ -20,7 +20,7 @@ from tests.cluster_runs import run_program
 from tests.processes import running
 from tests.tiny import REPOSITORY, TINY, launch, one_thread
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 KINDS = ("self", "none")
 RUNS = tuple(f"{kind}-seed{seed}" for seed in (0, 1) for kind in KINDS)

@@ -19,7 +19,7 @@ import pytest
 from tests.process_view import Listener, listeners, processes_with
 from tests.tiny import REPOSITORY, one_thread
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 MARK = "DISTGAN_TEST_MARK"
 PARTS = ("gcs_server", "raylet", "dashboard.py", "DashboardAgent", "RuntimeEnvAgent", "ray::IDLE")

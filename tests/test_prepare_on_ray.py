@@ -31,7 +31,7 @@ from tests.test_prepare import tree
 from tests.tiny import REPOSITORY, one_thread
 from tests.video_makers import textured, write_video
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 NUM_VIDEOS = 6
 
 

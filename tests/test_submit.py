@@ -11,7 +11,7 @@ from distgan.run_folder import DIVERGED
 from tests.cluster_runs import CalmJob
 from tests.tiny import REPOSITORY, TINY, launch
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def run(
