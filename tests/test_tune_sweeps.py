@@ -81,6 +81,7 @@ def plain(run: Path, trial: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.soak  # minutes each
 def test_whatever_befalls_a_sweep_it_ends_as_if_undisturbed(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_whatever_befalls_a_sweep_it_ends_as_if_undisturbed(
     assert "5 of 5 trials" in done.stdout
 
 
+@pytest.mark.soak  # minutes each
 def test_a_population_copies_whole_states(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:
@@ -167,6 +169,7 @@ def test_a_population_copies_whole_states(
     assert ended[name].values == {METRIC: last[METRIC]}
 
 
+@pytest.mark.soak  # minutes each
 def test_trials_of_several_workers_are_stopped_early(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:

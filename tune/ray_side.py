@@ -3,10 +3,18 @@
 from typing import Any
 
 from ray import tune as ray_tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from distgan.errors import UserError
 from tune.ledger import Ledger
+
+
+def keep_credentials_here() -> None:
+    """Tune would hand this process's AWS credentials to its trials in a way that shows them in
+    process arguments and Ray's logs; trials find those of their machine, as all workers do."""
+    secret = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(secret)
 
 
 class _NotKept:

@@ -34,7 +34,7 @@ from tune.needs import placement, trials_at_a_time
 from tune.plan import Plan
 from tune.population import read_generations, write_generations
 from tune.progress import table
-from tune.ray_side import LedgerCallback, LedgerSearcher
+from tune.ray_side import LedgerCallback, LedgerSearcher, keep_credentials_here
 from tune.records import SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
 from tune.settings import evaluation_steps, save_settings, start_or_resume
 from tune.space import Space
@@ -185,6 +185,7 @@ class _Sweep:
         )
 
     def _fit(self, tuner: ray_tune.Tuner) -> None:
+        keep_credentials_here()
         # What befalls trials is told by the ledger; Tune would tell it again, with tracebacks.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         try:
