@@ -30,8 +30,8 @@ def follow_curve(
             writer.scalars(step, logged)
             listener(step, float(step), logged)
             if requests.received is not None:
-                return Outcome(step, "asked to stop", requests.received)
-    return Outcome(STEPS, f"train.max_steps={STEPS}")
+                return Outcome(step=step, reason="asked to stop", signal=requests.received)
+    return Outcome(step=STEPS, reason=f"train.max_steps={STEPS}")
 
 
 def main(run: str, data: str, seed: str) -> None:
