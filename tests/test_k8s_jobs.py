@@ -31,7 +31,7 @@ from tests.object_servers import BUCKET, CREDENTIALS, OPTIONS, rclone_server
 from tests.ray_heads import ray_head, ray_node
 from tests.tiny import REPOSITORY, TINY
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.ray, pytest.mark.soak, pytest.mark.timeout(1000)]
 
 STEPS = 24
 PATIENCE_S = 400
