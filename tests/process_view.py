@@ -26,14 +26,20 @@ class Listener(NamedTuple):
 
 
 def processes_with(name: str, value: str) -> list[int]:
-    """Processes that have a variable in their environment: a program's and all it starts."""
+    """Processes that have a variable in their environment, and all that they started: some write
+    another name for themselves over what shows their environment."""
     wanted = f"{name}={value}".encode()
-    found = []
+    found, parents = set(), {}
     for pid in _pids():
         with contextlib.suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+            parents[pid] = int(stat.rpartition(b")")[2].split()[1])
             if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                found.append(pid)
-    return found
+                found.add(pid)
+    for pid in sorted(parents):  # parents mostly come first; a second look finds the rest
+        if parents[pid] in found:
+            found.add(pid)
+    return sorted(found | {pid for pid, parent in parents.items() if parent in found})
 
 
 def arguments_of(pid: int) -> bytes:
