@@ -37,7 +37,7 @@ def arguments(output: Path, data: str, *more: str, steps: int = 8) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished") / "compare"
-    done = launch(*arguments(output, tiny_data))
+    done = launch(*arguments(output, tiny_data), timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "After equally many training steps" in done.stdout
     assert str(output / "report.md") in done.stdout
@@ -169,7 +169,7 @@ def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Pa
     """Ctrl-C within the second run and SIGTERM later in it, each to the whole process group: the
     first run is kept as it is, the second goes on."""
     once, twice = tmp_path / "once", tmp_path / "twice"
-    assert launch(*arguments(once, tiny_data, steps=60)).returncode == 0
+    assert launch(*arguments(once, tiny_data, steps=60), timeout_s=600).returncode == 0
     second = twice / "runs" / RUNS[1]
     command = [str(REPOSITORY / "launch.py"), *arguments(twice, tiny_data, steps=60)]
     first: dict[str, bytes] = {}
@@ -188,7 +188,7 @@ def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Pa
         assert list((second / "checkpoints").glob("*/COMMITTED"))
         first = first or files(twice / "runs" / RUNS[0])
     assert MEASURED in first
-    done = launch(*arguments(twice, tiny_data, steps=60))
+    done = launch(*arguments(twice, tiny_data, steps=60), timeout_s=600)
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr + done.stdout
     assert files(twice / "runs" / RUNS[0]) == first
