@@ -196,6 +196,7 @@ def long_calm(
     return run
 
 
+@pytest.mark.soak  # minutes
 def test_the_command_may_be_killed_and_stopped_and_run_again(
     head: dict[str, str], long_calm: Path, tiny_data: str, tmp_path: Path
 ) -> None:
@@ -221,6 +222,7 @@ def test_the_command_may_be_killed_and_stopped_and_run_again(
     assert_same_run(long_calm, run)
 
 
+@pytest.mark.soak  # minutes
 def test_a_run_shrinks_when_a_machine_is_lost_and_grows_when_one_comes(
     tiny_data: str, long_calm: Path, tmp_path: Path
 ) -> None:

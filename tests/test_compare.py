@@ -165,6 +165,7 @@ def test_a_run_that_diverged_is_shown_and_counts_as_bad(finished: Path, tmp_path
     )
 
 
+@pytest.mark.soak
 def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Path) -> None:
     """Ctrl-C within the second run and SIGTERM later in it, each to the whole process group: the
     first run is kept as it is, the second goes on."""
@@ -195,6 +196,7 @@ def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Pa
     assert learned(twice) == learned(once)
 
 
+@pytest.mark.soak
 def test_side_by_side_on_ray_comes_to_the_same(
     finished: Path, tiny_data: str, head: dict[str, str], tmp_path: Path
 ) -> None:

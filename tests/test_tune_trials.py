@@ -3,9 +3,10 @@
 The same with Ray's processes, which are killed there, is in test_tune_sweeps.py.
 """
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -52,10 +53,19 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ledger_module, "ray", _Ray)
     monkeypatch.setattr(trial_module, "_POLL_S", 0.01)
     yield
+    for sweep in Sweep.made:
+        sweep.end()
+    Sweep.made.clear()
+    for thread in threading.enumerate():
+        if thread.name == "watch":  # it would ask the real Ray, and end this process
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 class Sweep:
     """One start of a sweep, one trial at a time, all in the same process."""
+
+    made: ClassVar[list["Sweep"]] = []
 
     def __init__(
         self, data: str, folder: Path, space: dict[str, object], *more: str, **given: Any
@@ -83,6 +93,11 @@ class Sweep:
         )  # fmt: skip
         self.trial: Trial = object.__new__(Trial)
         self.fresh = True
+        self.made.append(self)
+
+    def end(self) -> None:
+        if not self.fresh:
+            self.trial.cleanup()
 
     def run(self, interrupt: tuple[str, int] | None = None) -> dict[str, TrialRecord]:
         """To its end, or until it is interrupted at a trial's first evaluation from a step on."""

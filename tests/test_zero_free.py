@@ -63,6 +63,9 @@ class Found:
     drift: dict[str, Drift]
 
 
+pytestmark = pytest.mark.soak  # minutes
+
+
 @pytest.fixture(scope="module")
 def found() -> list[Found]:
     return run_on_ranks(compare_all, (), world_size=2)

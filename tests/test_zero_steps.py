@@ -142,6 +142,7 @@ def of_three(config: Config) -> Config:
     return with_values(config, {"train.batch_size": 6 * config.train.accumulation, "data.lanes": 3})
 
 
+@pytest.mark.soak
 def test_three_ranks_take_the_same_step() -> None:
     """Their parts of the flat tensors end within parameters, and padding is in play."""
     names = ("1", "2 accumulated", "3")

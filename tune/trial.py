@@ -80,15 +80,20 @@ class Trial(ray_tune.Trainable):
         self.until_reached = False
         self.job = config
         storage.configure(self.base.storage)
+        self.ended = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watch").start()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Another trial in the same process, which has everything loaded already."""
-        self.cleanup()
+        self._end_training()
         self.job = new_config
         return True
 
     def cleanup(self) -> None:
+        self._end_training()
+        self.ended.set()
+
+    def _end_training(self) -> None:
         if self.training is not None:
             self.training.end()
             self.training = None
@@ -175,8 +180,7 @@ class Trial(ray_tune.Trainable):
         raise error
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(_POLL_S)
+        while not self.ended.wait(_POLL_S):
             try:
                 if ray.get(self.board.is_interrupted.remote(), timeout=60):
                     training = self.training
