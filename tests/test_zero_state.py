@@ -20,8 +20,10 @@ from tests.tiny_networks import CPU, tiny_config
 
 STAGES, SIZES = (0, 1, 2, 3), (1, 2)
 WRITERS = ["plain", *(f"stage {stage} of {size}" for stage in STAGES for size in SIZES)]
-# Of a tensor's largest element, after two further steps. Other sizes take the batch in other parts.
-ROUNDING = 1e-5
+# Of a tensor's largest element, after two further steps. Other sizes take the batch in other parts:
+# 1.12e-5 to 1.16e-5 here since D scores real clips first (it was under 1e-5 before), where plain
+# PyTorch that takes the batch in two parts drifts by 0.55e-5.
+ROUNDING = 2e-5
 
 
 def config_of(stage: int) -> Config:
