@@ -168,8 +168,9 @@ def an_address_with_a_password(scene: Scene) -> None:
     "act",
     [
         a_run,
+        a_sweep,
         *(pytest.param(act, marks=pytest.mark.soak) for act in (
-            a_crash, a_sweep, credentials_that_are_refused, an_address_with_a_password
+            a_crash, credentials_that_are_refused, an_address_with_a_password
         )),
     ],
     ids=lambda act: act.__name__,
