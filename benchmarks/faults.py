@@ -1,6 +1,6 @@
 """What random faults cost: reading with 5% of all requests failing, against reading without any.
 
-    python -m benchmarks faults [--rounds 7] [--share 0.05] [--shards 10]
+    python -m benchmarks faults [--rounds 7] [--share 0.05] [--shards 16]
 
 Two servers of 100 ms latency and 90 MB/s a connection, 8 streams; the faults are SlowDown,
 InternalError, a reset and half a body in the middle, and silence, in turn.
@@ -14,15 +14,7 @@ from pathlib import Path
 
 from benchmarks._object_server import object_server
 from benchmarks._pairs import Cost, measured, rates, speed_ratio
-from benchmarks._shards import make_shards
-from benchmarks.object_reading import (
-    CLIPS,
-    LATENCY_MS,
-    RATE_MB,
-    RESOLUTION,
-    read_shards,
-    use_server,
-)
+from benchmarks.object_reading import LATENCY_MS, RATE_MB, make_bucket, read_shards, use_server
 from distgan import storage
 
 
@@ -31,22 +23,19 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--share", type=float, default=0.05)
-    parser.add_argument("--shards", type=int, default=10)
+    parser.add_argument("--shards", type=int, default=16)
     args = parser.parse_args(argv)
     os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any")
     shape = {"latency_ms": LATENCY_MS, "rate_mb": RATE_MB}
     second_requests = 0
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_shards(
-            Path(name, "bucket"), clip_format="npy", resolution=RESOLUTION, shards=args.shards,
-            clips=CLIPS,
-        )  # fmt: skip
+        manifest = make_bucket(Path(name, "bucket"), args.shards)
 
         def reading(url: str) -> Callable[[], Cost]:
             def run() -> Cost:
                 nonlocal second_requests
                 use_server(url, 8)
-                cost = read_shards(manifest, 2 * len(manifest.shards))
+                cost = read_shards(manifest)
                 second_requests += storage.second_requests()
                 return cost
 

@@ -31,6 +31,8 @@ LATENCY_MS, RATE_MB = 100.0, 90.0
 RESOLUTION, CLIPS = 128, 81  # shards of four ranges of 16 MB
 STREAMS = (1, 4, 8)
 IN_FLIGHT = 4
+AROUND = 3 * IN_FLIGHT
+"""Shards that are read before and behind those of a measurement."""
 
 
 def main(argv: list[str]) -> None:
@@ -41,10 +43,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any")
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_shards(
-            Path(name, "bucket"), clip_format="npy", resolution=RESOLUTION, shards=args.shards,
-            clips=CLIPS,
-        )  # fmt: skip
+        manifest = make_bucket(Path(name, "bucket"), args.shards)
         with object_server(name, latency_ms=LATENCY_MS, rate_mb=RATE_MB) as url:
             costs = measured(
                 {f"ours, {n}": _ours(url, manifest, n) for n in STREAMS}
@@ -67,10 +66,17 @@ def main(argv: list[str]) -> None:
         )
 
 
+def make_bucket(folder: Path, shards: int) -> Manifest:
+    """So many to measure with, and those that come before and behind them."""
+    return make_shards(
+        folder, clip_format="npy", resolution=RESOLUTION, shards=shards + AROUND, clips=CLIPS
+    )
+
+
 def _ours(url: str, manifest: Manifest, streams: int) -> Callable[[], Cost]:
     def run() -> Cost:
         use_server(url, streams)
-        return read_shards(manifest, len(manifest.shards))
+        return read_shards(manifest)
 
     return run
 
@@ -86,12 +92,14 @@ def use_server(url: str, streams: int) -> None:
     )  # fmt: skip
 
 
-def read_shards(manifest: Manifest, count: int) -> Cost:
-    """Of a gigabyte, once as many shards have come as are kept in flight."""
+def read_shards(manifest: Manifest) -> Cost:
+    """Of a gigabyte, in the middle of an epoch: before, several shards start at the same time, and
+    behind it those that come again soon are not read twice."""
+    count = len(manifest.shards) - AROUND
     config = one_lane(RESOLUTION, num_workers=0, shards_in_flight=IN_FLIGHT)
     stream = ClipStream("s3://bucket", config, seed=0, batch_size=CLIPS)
     batches = stream.batches()
-    for _ in itertools.islice(batches, IN_FLIGHT):
+    for _ in itertools.islice(batches, AROUND - IN_FLIGHT):
         pass
     clock = Clock()
     for _ in itertools.islice(batches, count):
@@ -103,9 +111,10 @@ def read_shards(manifest: Manifest, count: int) -> Cost:
 
 def _plain(url: str, manifest: Manifest, streams: int) -> Callable[[], Cost]:
     step, size = int(StorageConfig().part_megabytes * 1e6), manifest.shards[0].bytes
+    shards = manifest.shards[AROUND:]
     ranges = [
         (shard.name, start, min(start + step, size))
-        for shard in manifest.shards
+        for shard in shards
         for start in range(0, size, step)
     ]
 
@@ -126,6 +135,6 @@ def _plain(url: str, manifest: Manifest, streams: int) -> Callable[[], Cost]:
         clock = Clock()
         with ThreadPoolExecutor(streams) as pool:
             list(pool.map(receive, [ranges[place::streams] for place in range(streams)]))
-        return clock.cost(len(manifest.shards) * size / 1e9)
+        return clock.cost(len(shards) * size / 1e9)
 
     return run

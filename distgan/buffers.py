@@ -1,17 +1,52 @@
 """Memory for large reads. NumPy is loaded on first use: the command line does without it."""
 
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Bytes = bytes | memoryview
+
+KEPT_BYTES = 256_000_000
+"""Of memory that nobody uses any more, a process keeps about so much for its next reads."""
+_SMALL_BYTES = 1 << 20
+
+_free: dict[int, NDArray[np.uint8]] = {}
 
 
 def new_buffer(size: int) -> memoryview:
-    """Writable memory of so many bytes, not cleared.
+    """Writable memory of so many bytes, not cleared: used before, if there is any.
 
-    NumPy asks the kernel for huge pages where it allocates megabytes, `bytes` does not: filling
-    fresh memory of 4 KiB pages costs twice what the copy itself costs.
+    Copying into fresh memory of 4 KiB pages costs 6 times the copy itself, into the huge pages that
+    NumPy asks the kernel for twice, and more on virtual machines that give free memory back. It is
+    used again when nothing refers to it any more, also no part of it.
     """
     import numpy as np
 
-    return np.empty(size, np.uint8).data
+    whole = _used_before(size)
+    if whole is None:
+        whole = np.empty(size, np.uint8)
+    part = whole[:size]
+    if size >= _SMALL_BYTES:
+        weakref.finalize(part, _keep, whole).atexit = False
+    return part.data
+
+
+def _used_before(size: int) -> NDArray[np.uint8] | None:
+    # Only what is atomic: memory can be given back at any moment, in any thread.
+    for key, whole in list(_free.items()):
+        if size <= whole.size <= 2 * size and _free.pop(key, None) is not None:
+            return whole
+    return None
+
+
+def _keep(whole: NDArray[np.uint8]) -> None:
+    if sum(other.size for other in list(_free.values())) + whole.size <= KEPT_BYTES:
+        _free[id(whole)] = whole
 
 
 def is_part_of(data: Bytes, buffer: memoryview) -> bool:

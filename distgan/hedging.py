@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 SHORTEST_WAIT_S = 0.5
 """No request is overtaken before it took this long, however fast the others are ..."""
-TIMES_TYPICAL = 4.0
+TIMES_TYPICAL = 2.0
 """... nor before so many times what is typical."""
 FIRST_WAIT_S, FIRST_BYTES_PER_S = 2.0, 4e6
 """While little is known, a request may take this long and longer by its bytes: at a start, too, one

@@ -4,13 +4,16 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from distgan.data.manifest import Manifest
 from distgan.data.order import EpochOrder, Visit
 from distgan.data.prefetch import ShardPrefetcher
-from distgan.data.shard_reader import Shard
+from distgan.data.shard_reader import Shard, read_shard
 from distgan.errors import StorageError
+from tests.numbered_clips import make_data, open_stream
 
 
 class Source:
@@ -88,6 +91,43 @@ def test_what_is_held_or_on_its_way_is_not_read_again(source: Source) -> None:
         ahead.take(index)
     assert sorted(source.started) == [1, 2, 4]
     ahead.close()
+
+
+def test_a_shard_that_a_later_visit_counts_on_is_kept(source: Source) -> None:
+    held: set[int] = set()
+    ahead = ShardPrefetcher(source.read, visits(1, 2, 3, 1, 2), held.__contains__, 3)
+    ahead.look_ahead(1)
+    shard = ahead.take(1)
+    held.add(1)
+    ahead.look_ahead(5)  # passes the second visits of 1, which is held, and of 2, on its way
+    second = ahead.take(2)
+    held.remove(1)
+    ahead.keep(1, shard)
+    assert ahead.take(1) is shard
+    ahead.look_ahead(passed=5)
+    ahead.keep(2, second)  # its last visit is over
+    assert ahead.take(2) is not second and source.started.count(1) == 1
+    ahead.close()
+
+
+def test_no_shard_is_read_twice_or_waited_for_unforeseen_in_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few small shards, so that those of the next epoch are still there when they come up."""
+    stream = open_stream(make_data(tmp_path, [4] * 8), lanes=1)
+    reads: list[tuple[int, str]] = []
+
+    def read(folder: str, manifest: Manifest, index: int, cache: None) -> Shard:
+        reads.append((index, threading.current_thread().name))
+        return read_shard(folder, manifest, index, cache)
+
+    monkeypatch.setattr("distgan.data.clip_reader.read_shard", read)
+    batches = stream.batches()
+    for _ in itertools.islice(batches, 8 * 6):
+        pass
+    batches.close()
+    assert [index for index, thread in reads if not thread.startswith("shard-")] == []
+    assert len(reads) <= 8 * 6 + 4, "and as many as are in flight"
 
 
 def test_a_shard_that_nobody_foresaw_is_read_at_once(source: Source) -> None:

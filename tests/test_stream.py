@@ -4,7 +4,9 @@ import itertools
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ import torch
 
 from distgan.config import DataConfig
 from distgan.data import clip_reader
+from distgan.data import stream as stream_module
+from distgan.data.lane_workers import LanePart
 from distgan.data.manifest import Manifest
 from distgan.data.order import EpochOrder
 from distgan.data.shard_reader import Shard
-from distgan.data.stream import ClipStream
+from distgan.data.stream import ClipBatch, ClipStream
 from distgan.errors import UserError
 from tests.numbered_clips import SIZE, STORED, make_data, open_stream, write_data_manifest
 
@@ -46,6 +50,22 @@ def test_each_clip_comes_exactly_once_an_epoch(
     delivered = numbers(stream, -(-3 * total // batch))
     for epoch in range(3):
         assert sorted(delivered[epoch * total : (epoch + 1) * total]) == list(range(total))
+
+
+def test_workers_leave_what_they_handed_over_alone_until_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have all the time that they need to write further parts before the copy is made."""
+    folder = make_data(tmp_path, [5] * 20)
+    joined = stream_module._joined
+
+    def late(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
+        time.sleep(0.1)
+        return joined(parts, pin_memory)
+
+    monkeypatch.setattr(stream_module, "_joined", late)
+    delivered = numbers(open_stream(folder, workers=2), 25)
+    assert delivered == numbers(open_stream(folder), 25)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +145,7 @@ def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
 LEAKING_PROGRAM = """
 import builtins, sys
 from distgan.config import DataConfig
-from distgan.data.stream import ClipStream
+from distgan.data.stream import ClipBatch, ClipStream
 
 if __name__ == "__main__":
     config = DataConfig(resolution=8, clip_frames=2, lanes=4, num_workers=2)

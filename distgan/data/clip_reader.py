@@ -128,7 +128,9 @@ class ClipReader:
             return self._lost[index]
         if index not in self._shards:
             while len(self._shards) >= self.capacity:
-                self._shards.popitem(last=False)
+                oldest, contents = self._shards.popitem(last=False)
+                if self._ahead:
+                    self._ahead.keep(oldest, contents)
             shard = self._ahead.take(index) if self._ahead else self._read(index)
             if shard.damage is not None:
                 self._report(index, shard.damage)

@@ -13,6 +13,9 @@ from distgan.data.shard_reader import Shard
 class ShardPrefetcher:
     """Keeps the next few shards in flight; memory is bounded by their number.
 
+    A shard that its reader still has when a lane's next visit comes up is not read for that visit;
+    so when the reader lets it go before, it must hand it back: see `keep`.
+
     Close it: the interpreter must not end under threads that are inside C code.
 
     Args:
@@ -33,7 +36,10 @@ class ShardPrefetcher:
         self._visits = visits
         self._next = next(visits)
         self._limit = self._next.position
+        self._passed = self._limit
         self._pending: dict[int, Future[Shard]] = {}
+        self._counted_on: dict[int, int] = {}
+        """Positions of visits for which nothing was read, as the shard was there or on its way."""
         self._jobs: SimpleQueue[tuple[int, Future[Shard]] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"shard-{number}", daemon=True)
@@ -42,16 +48,20 @@ class ShardPrefetcher:
         for thread in self._threads:
             thread.start()
 
-    def look_ahead(self, limit: int | None = None) -> None:
+    def look_ahead(self, limit: int | None = None, *, passed: int = 0) -> None:
         """Starts reads until enough are in flight, of shards that are needed before a position.
 
         Args:
             limit: that position; None leaves it where it is.
+            passed: all samples before this position have been delivered.
         """
         self._limit = self._limit if limit is None else limit
+        self._passed = max(self._passed, passed)
         while len(self._pending) < self._in_flight and self._next.position < self._limit:
             shard = self._next.shard
-            if shard not in self._pending and not self._is_held(shard):
+            if shard in self._pending or self._is_held(shard):
+                self._counted_on[shard] = self._next.position
+            else:
                 future = self._pending[shard] = Future()
                 self._jobs.put((shard, future))
             self._next = next(self._visits)
@@ -64,6 +74,12 @@ class ShardPrefetcher:
         """
         future = self._pending.pop(shard, None)
         return self._read(shard) if future is None else future.result()
+
+    def keep(self, shard: int, contents: Shard) -> None:
+        """Takes back what its reader lets go, if one of the visits to come counted on it."""
+        if self._counted_on.get(shard, -1) >= self._passed:
+            future = self._pending[shard] = Future()
+            future.set_result(contents)
 
     def close(self) -> None:
         """Starts no further reads, and waits for those under way."""
