@@ -1,6 +1,6 @@
 """What random faults cost: reading with 5% of all requests failing, against reading without any.
 
-    python -m benchmarks faults [--rounds 7] [--share 0.05] [--shards 16]
+    python -m benchmarks faults [--rounds 7] [--share 0.05] [--shards 16] [--in-flight 8]
 
 Two servers of 100 ms latency and 90 MB/s a connection, 8 streams; the faults are SlowDown,
 InternalError, a reset and half a body in the middle, and silence, in turn.
@@ -24,18 +24,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--in-flight", type=int, default=8, help="shards read ahead at a time")
     args = parser.parse_args(argv)
     os.environ.update(AWS_ACCESS_KEY_ID="any", AWS_SECRET_ACCESS_KEY="any")
     shape = {"latency_ms": LATENCY_MS, "rate_mb": RATE_MB}
     second_requests = 0
     with tempfile.TemporaryDirectory() as name:
-        manifest = make_bucket(Path(name, "bucket"), args.shards)
+        manifest = make_bucket(Path(name, "bucket"), args.shards, args.in_flight)
 
         def reading(url: str) -> Callable[[], Cost]:
             def run() -> Cost:
                 nonlocal second_requests
                 use_server(url, 8)
-                cost = read_shards(manifest)
+                cost = read_shards(manifest, args.in_flight)
                 second_requests += storage.second_requests()
                 return cost
 

@@ -31,8 +31,6 @@ LATENCY_MS, RATE_MB = 100.0, 90.0
 RESOLUTION, CLIPS = 128, 81  # shards of four ranges of 16 MB
 STREAMS = (1, 4, 8)
 IN_FLIGHT = 4
-AROUND = 3 * IN_FLIGHT
-"""Shards that are read before and behind those of a measurement."""
 
 
 def main(argv: list[str]) -> None:
@@ -66,11 +64,10 @@ def main(argv: list[str]) -> None:
         )
 
 
-def make_bucket(folder: Path, shards: int) -> Manifest:
+def make_bucket(folder: Path, shards: int, in_flight: int = IN_FLIGHT) -> Manifest:
     """So many to measure with, and those that come before and behind them."""
-    return make_shards(
-        folder, clip_format="npy", resolution=RESOLUTION, shards=shards + AROUND, clips=CLIPS
-    )
+    shards += 3 * in_flight
+    return make_shards(folder, clip_format="npy", resolution=RESOLUTION, shards=shards, clips=CLIPS)
 
 
 def _ours(url: str, manifest: Manifest, streams: int) -> Callable[[], Cost]:
@@ -92,14 +89,14 @@ def use_server(url: str, streams: int) -> None:
     )  # fmt: skip
 
 
-def read_shards(manifest: Manifest) -> Cost:
+def read_shards(manifest: Manifest, in_flight: int = IN_FLIGHT) -> Cost:
     """Of a gigabyte, in the middle of an epoch: before, several shards start at the same time, and
     behind it those that come again soon are not read twice."""
-    count = len(manifest.shards) - AROUND
-    config = one_lane(RESOLUTION, num_workers=0, shards_in_flight=IN_FLIGHT)
+    count = len(manifest.shards) - 3 * in_flight
+    config = one_lane(RESOLUTION, num_workers=0, shards_in_flight=in_flight)
     stream = ClipStream("s3://bucket", config, seed=0, batch_size=CLIPS)
     batches = stream.batches()
-    for _ in itertools.islice(batches, AROUND - IN_FLIGHT):
+    for _ in itertools.islice(batches, 2 * in_flight):
         pass
     clock = Clock()
     for _ in itertools.islice(batches, count):
@@ -111,7 +108,7 @@ def read_shards(manifest: Manifest) -> Cost:
 
 def _plain(url: str, manifest: Manifest, streams: int) -> Callable[[], Cost]:
     step, size = int(StorageConfig().part_megabytes * 1e6), manifest.shards[0].bytes
-    shards = manifest.shards[AROUND:]
+    shards = manifest.shards[3 * IN_FLIGHT :]
     ranges = [
         (shard.name, start, min(start + step, size))
         for shard in shards

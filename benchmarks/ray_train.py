@@ -70,7 +70,8 @@ def _under_ray(config: Config, steps: int, folder: str) -> float:
 
     from cluster.board import make_board
 
-    result = Path(folder, f"{time.time_ns()}")
+    name = str(time.time_ns())
+    result = Path(folder, f"{name}.seconds")  # the folder of this name is the run's
     trainer = TorchTrainer(
         train_function,
         train_loop_config={
@@ -81,7 +82,7 @@ def _under_ray(config: Config, steps: int, folder: str) -> float:
         },
         scaling_config=ScalingConfig(num_workers=RANKS, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[arg-type]
-            name=result.name, storage_path=folder, logging_config=LoggingConfig(log_level="ERROR")
+            name=name, storage_path=folder, logging_config=LoggingConfig(log_level="ERROR")
         ),
     )
     trainer.fit()

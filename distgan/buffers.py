@@ -1,7 +1,11 @@
-"""Memory for large reads. NumPy is loaded on first use: the command line does without it."""
+"""Memory for large reads and batches.
+
+NumPy is loaded on first use: the command line does without it.
+"""
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import TYPE_CHECKING
 
@@ -34,6 +38,13 @@ def new_buffer(size: int) -> memoryview:
     if size >= _SMALL_BYTES:
         weakref.finalize(part, _keep, whole).atexit = False
     return part.data
+
+
+def new_array(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Such memory as an array of bytes."""
+    import numpy as np
+
+    return np.frombuffer(new_buffer(math.prod(shape)), np.uint8).reshape(shape)
 
 
 def _used_before(size: int) -> NDArray[np.uint8] | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from distgan import storage
+from distgan.buffers import new_array
 from distgan.config import StorageConfig
 from distgan.data.damage import ShardDamage
 from distgan.errors import DistganError
@@ -55,7 +56,7 @@ class _Filled(NamedTuple):
 def parts_here(stream: ClipStream, start: int) -> Generator[list[LanePart], None, None]:
     """Each batch as one part, read in this process, in memory of its own."""
     own = _OwnPart(stream, start, stream.lanes)
-    fresh = (np.empty(own.shape, dtype=np.uint8) for _ in itertools.repeat(None))
+    fresh = (new_array(own.shape) for _ in itertools.repeat(None))
     with contextlib.closing(own.read(fresh)) as filled:
         for clips, damage in filled:
             yield [LanePart(own.places, torch.from_numpy(clips), damage)]

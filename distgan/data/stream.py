@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from distgan.buffers import new_array
 from distgan.config import DataConfig
 from distgan.data.clip_reader import ClipReader
 from distgan.data.damage import DamageTally, ShardDamage
@@ -147,7 +148,7 @@ def _joined(parts: Sequence[LanePart], pin_memory: bool) -> ClipBatch:
     if pin_memory:
         clips = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
     else:
-        clips = torch.from_numpy(np.empty(shape, dtype=np.uint8))  # NumPy takes huge pages
+        clips = torch.from_numpy(new_array(shape))
     row = {place: index for index, place in enumerate(places)}
     # By NumPy: PyTorch copies with all threads, which then wait for the cores that workers hold.
     pixels = clips.numpy()
