@@ -79,8 +79,10 @@ def connect(scheme: str, config: StorageConfig | None) -> Driver:
     import fsspec  # takes 0.3 s with its driver: only where there are URLs
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if config:
+        options |= {**s3_options(config), "session": _session()}
     try:
-        fs = fsspec.filesystem(scheme, **options, **(s3_options(config) if config else {}))
+        fs = fsspec.filesystem(scheme, **options)
     except ValueError as error:
         raise UserError(f"no storage is known by {scheme}://; use a local path or s3://") from error
     except ImportError as error:
@@ -89,6 +91,17 @@ def connect(scheme: str, config: StorageConfig | None) -> Driver:
         return Driver(fs, None)
     fs.retries = 1  # its own have fixed delays and give up in seconds; ours are outside
     return Driver(fs, _range_reader(config))
+
+
+def _session() -> Any:
+    """A session whose uploads don't ask for a word of the server (`Expect: 100-continue`): aiohttp
+    then waits for that word alone and never sees an error that the server answers instead."""
+    from aiobotocore.session import AioSession
+    from botocore.handlers import add_expect_header
+
+    session = AioSession()
+    session.unregister("before-call.s3", add_expect_header)
+    return session
 
 
 def _range_reader(config: StorageConfig) -> RangeReader:

@@ -12,7 +12,11 @@ from distgan.config import NetworkOptimConfig
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: NetworkOptimConfig
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD, one fused update."""
+    """Adam (Kingma and Ba 2015), AdamW (Loshchilov and Hutter 2019) or SGD.
+
+    Not PyTorch's fused ones: on CPUs they round the last few elements of a tensor unlike the
+    others, and where a tensor ends depends on the ZeRO stage and the number of ranks.
+    """
     match config.kind:
         case "sgd":
             return torch.optim.SGD(
@@ -20,7 +24,6 @@ def make_optimizer(
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
-                fused=True,
             )
         case kind:
             optimizer = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
@@ -29,7 +32,6 @@ def make_optimizer(
                 lr=config.lr,
                 betas=(float(config.beta1), float(config.beta2)),
                 weight_decay=config.weight_decay,
-                fused=True,
             )
 
 

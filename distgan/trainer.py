@@ -247,9 +247,9 @@ class Trainer:
             self.rules.observe_sign(self.step, metrics["score/sign"].item())
         logged: dict[str, float] = {}
         interval = self.config.log.interval_steps
-        if self.step % interval == 0:
+        if self.step % interval == 0 or self.step == self.config.train.max_steps:
             logged = self.means.read()
-            times = self.timer.read(interval)
+            times = self.timer.read((self.step - 1) % interval + 1)
             logged |= {"progress/epoch": self._epoch(), "progress/clips": float(self.clips_seen)}
             logged |= self.rules.metrics()
             self._share_damage()

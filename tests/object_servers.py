@@ -25,14 +25,16 @@ OPTIONS = ("storage.checksums=when_required", "storage.addressing=path")
 
 
 @contextlib.contextmanager
-def rclone_server(root: Path, key: str = KEY, secret: str = SECRET) -> Iterator[int]:
+def rclone_server(
+    root: Path, key: str = KEY, secret: str = SECRET, *, read_only: bool = False
+) -> Iterator[int]:
     """rclone's S3 server (it checks signatures) over a folder; buckets are its folders."""
     (root / BUCKET).mkdir(parents=True, exist_ok=True)
     port = free_port()
     program = Path(sys.executable).parent / "rclone"
     command = [
         str(program), "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{port}",
-        "--auth-key", f"{key},{secret}", str(root),
+        "--auth-key", f"{key},{secret}", *(["--read-only"] if read_only else []), str(root),
     ]  # fmt: skip
     with _running(command, port):
         yield port

@@ -169,6 +169,7 @@ def test_index_takes_tars_that_others_made(tmp_path: Path) -> None:
         ({"a.npy": clip(width=10)}, "10x8 pixels"),
         ({"a.npy": clip(), "b.npy": clip(frames=4)}, "stored_frames=4"),
         ({"a.npy": clip(), "b.npy": clip(size=4)}, "resolution=4"),
+        ({"a.npy": clip(), "a.json": b"{broken"}, "a.json is no JSON object"),
     ],
 )
 def test_index_refuses_what_is_no_data_set(
@@ -178,6 +179,32 @@ def test_index_refuses_what_is_no_data_set(
     with pytest.raises(UserError, match=words):
         index(str(tmp_path), processes=1, show_progress=False)
     assert not (tmp_path / MANIFEST_NAME).exists()
+
+
+def test_index_leaves_no_tar_out_silently(tmp_path: Path) -> None:
+    for name in ("shard-000000.tar", "train-000000.tar"):
+        write_tar(tmp_path / name, {"a.npy": clip()})
+    with pytest.raises(UserError, match=r"train-000000.tar is not named shard-\*.tar"):
+        index(str(tmp_path), processes=1, show_progress=False)
+
+
+def test_a_manifest_that_lost_a_shard_is_refused(tmp_path: Path) -> None:
+    make_data(tmp_path, [4, 3])
+    (tmp_path / MANIFEST_NAME).unlink()
+    index(str(tmp_path), processes=1, show_progress=False)
+    manifest = json.loads((tmp_path / MANIFEST_NAME).read_text())
+    lost = manifest["shards"].pop()
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(manifest))
+    (tmp_path / lost["name"]).unlink()
+    for command in (("data", "verify", "--data"), ("data", "show", "--data")):
+        done = launch(*command, str(tmp_path))
+        assert done.returncode == 2
+        assert "it counts 7 clips, but its shards list 4" in done.stderr
+
+
+def test_a_sheet_that_can_not_be_written_is_said(data: Path) -> None:
+    with pytest.raises(UserError, match=r"can't write /proc/sheet.png: .*; name another --output"):
+        show(str(data), "/proc/sheet.png")
 
 
 def test_index_refuses_damaged_tars_and_unfinished_folders(tmp_path: Path) -> None:

@@ -331,3 +331,18 @@ def test_options_reach_the_driver() -> None:
     assert options["client_kwargs"] == {"region_name": "eu-north-1"}
     assert options["config_kwargs"]["s3"] == {"addressing_style": "virtual"}
     assert options["config_kwargs"]["request_checksum_calculation"] == "when_supported"
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_a_write_that_is_refused_before_its_body_is_read_says_so_soon(
+    size: int, tmp_path: Path
+) -> None:
+    """Such a server answers 500 at once; asked for a word before the body, it would give none."""
+    with (
+        rclone_server(tmp_path, read_only=True) as port,
+        with_options(options_for(port, retry_seconds=1, read_timeout_seconds=20)),
+    ):
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=r"InternalError \(HTTP 500\)"):
+            storage.write_bytes(f"s3://{BUCKET}/refused", bytes(size))
+        assert time.monotonic() - start < 15

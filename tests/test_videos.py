@@ -125,6 +125,20 @@ def test_a_larger_frame_in_mid_stream_is_not_decoded(tmp_path: Path) -> None:
     assert sum(starts) == 1, "another frame size begins another segment"
 
 
+@pytest.mark.parametrize("ending", ["mkv", "ts"])
+@pytest.mark.parametrize(("share", "is_cut_short"), [(1.0, False), (0.5, True)])
+def test_half_a_video_is_known_as_such(
+    ending: str, share: float, is_cut_short: bool, tmp_path: Path
+) -> None:
+    """Where the container says at its beginning how long it is: a transport stream does not."""
+    path = write_video(tmp_path / f"v.{ending}", textured(64, 160, 120))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with VideoReader(str(path), LimitsConfig()) as reader:
+        assert len(list(reader.frames())) > 16
+        assert reader.is_cut_short == (is_cut_short and ending == "mkv")
+
+
 def test_damage_in_the_middle_is_left_out_and_counted(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", numbered(60))
     data = bytearray(path.read_bytes())

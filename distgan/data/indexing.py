@@ -91,6 +91,12 @@ def _shard_names(folder: str) -> list[str]:
             f"no shards in {folder}: name a folder that holds tars named shard-*.tar, or make a "
             f"data set of videos with `launch.py prepare --input VIDEOS --output {folder}`"
         )
+    others = [name for name in names if name.endswith(".tar") and name not in shards]
+    if others:
+        raise UserError(
+            f"{storage.join(folder, others[0])} is not named shard-*.tar, as the {len(shards)} "
+            f"others there are ({len(others)} such); rename it so, or take it out of the folder"
+        )
     return shards
 
 
@@ -120,7 +126,9 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
             "shards, and optionally KEY.json"
         )
     (ending,) = (e for e in ENDINGS if e in endings)
-    rates = [_frame_rate(bytes(members.get(f"{key}.json", b""))) for key in keys]
+    rates = [
+        _frame_rate(f"{path}: {key}.json", bytes(members.get(f"{key}.json", b"{}"))) for key in keys
+    ]
     specs = [
         _spec_of(f"{path}: {clip_name}", clip, ending, rate)
         for (clip_name, clip), rate in zip(clips.items(), rates, strict=True)
@@ -155,10 +163,16 @@ def _spec_of(place: str, clip: Bytes, ending: ClipFormat, frame_rate_hz: float) 
     )
 
 
-def _frame_rate(facts: bytes) -> float:
-    """What a sample's facts say; 0 if they don't."""
+def _frame_rate(place: str, text: bytes) -> float:
+    """What a sample's facts say; 0 if they don't. Raises `UserError` if they are none."""
     try:
-        rate = float(parse_object(facts or b"{}").get("frame_rate_hz", 0))
+        facts = parse_object(text)
+    except ValueError as error:
+        raise UserError(
+            f"{place} is no JSON object ({error}); take its shard out of the folder"
+        ) from error
+    try:
+        rate = float(facts.get("frame_rate_hz", 0))
     except (ValueError, TypeError, OverflowError):
         return 0.0
     return rate if math.isfinite(rate) and rate > 0 else 0.0

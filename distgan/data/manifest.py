@@ -69,6 +69,14 @@ class Manifest(BaseModel):
     dropped: dict[str, int]
     """What was left out: cause -> count."""
 
+    @model_validator(mode="after")
+    def _check_count(self) -> Self:
+        if self.counts.get("clips", self.samples) != self.samples:
+            raise ValueError(
+                f"it counts {self.counts['clips']} clips, but its shards list {self.samples}"
+            )
+        return self
+
     @property
     def samples(self) -> int:
         """Clips in the whole data set."""

@@ -29,6 +29,10 @@ _REMEDIES = {
     "videos_frozen": "lower prepare.clean.frozen_difference",
 }
 
+_DROPPED_IN_PART = (
+    "frames_black", "frames_damaged", "videos_cut_short", "segments_too_short", "clips_frozen"
+)  # fmt: skip
+
 
 def summary(manifest: Manifest) -> str:
     """What went in, what was dropped and why, and what came out, as a table."""
@@ -78,7 +82,7 @@ def describe(
     for outcome in outcomes:
         totals.update(outcome.counts)
     dropped = Counter(outcome.cause for outcome in outcomes if outcome.cause)
-    for name in ("frames_black", "frames_damaged", "segments_too_short", "clips_frozen"):
+    for name in _DROPPED_IN_PART:
         dropped[name] = totals[name]
     dropped["links_skipped"] = found.links_skipped
     dropped["other_files_skipped"] = found.others_skipped

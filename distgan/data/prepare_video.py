@@ -100,6 +100,7 @@ def _prepare_file(
             _spool_clips(job, reader, settings, counts, spool)
             counts["frames_decoded"] = reader.frames_decoded
             counts["frames_damaged"] = reader.frames_damaged
+            counts["videos_cut_short"] = int(reader.is_cut_short)
         if not counts["clips"]:
             cause, detail = _cause_of_nothing(counts, settings.stored_frames)
     except DroppedVideoError as error:

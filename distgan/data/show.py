@@ -29,7 +29,12 @@ def show(folder: str, output: str) -> str:
             f"the data set {folder} has no whole clip to show ({'; '.join(problems) or 'empty'}); "
             f"`launch.py data verify --data {folder}` says what is wrong"
         )
-    contact_sheet(rows, output)
+    try:
+        contact_sheet(rows, output)
+    except OSError as error:
+        raise UserError(
+            f"can't write {output}: {error.strerror or error}; name another --output"
+        ) from error
     lines = [f"{folder} (sha256 of its manifest: {digest[:16]}...)", summary(manifest)]
     version = manifest.prepare.get("version", "unknown")
     lines.append(f"made by distgan {version} with")

@@ -42,6 +42,8 @@ _OPENING_BYTES, _OPENING_BYTES_A_PIXEL = 128 * 2**20, 8
 _UNPACKED_BYTES, _UNPACKED_TIMES = 16 * 2**20, 2
 """Most bytes of a video's packets: so many, and so many times the file's size."""
 
+_CUT_SHORT_S, _CUT_SHORT_SHARE = 0.5, 0.1
+"""A video is cut short if more than both are missing of the length that its container declares."""
 _LONGEST_HOLD_S = 1
 """A frame that stands longer than this ends its segment: a gap in the recording, or a slide."""
 
@@ -115,6 +117,8 @@ class VideoReader:
         self._cpu_start_s = time.process_time()
         self.frames_decoded = 0
         self.frames_damaged = 0
+        self.is_cut_short = False
+        """Known after the last frame: much less came than the container declares."""
         self.rotation = 0
         """Degrees, anticlockwise, that players turn the frames by; known after the first frame."""
         self._container = _open(path, limits)
@@ -170,8 +174,10 @@ class VideoReader:
             previous = TimedFrame(image, moment, gap)
             yield previous
             gap = False
-        if previous is None:
+        if previous is None or first is None:
             raise DroppedVideoError("videos_unreadable", "no frame decodes")
+        missing_s = self._declared_s - float(previous.time_s - first + 1 / self.frame_rate_hz)
+        self.is_cut_short = missing_s > max(_CUT_SHORT_S, _CUT_SHORT_SHARE * self._declared_s)
 
     def _images(self) -> Iterator[Any]:
         """Decoded frames; None stands for damage."""
@@ -223,7 +229,8 @@ class VideoReader:
         elif self._container.duration:
             seconds = self._container.duration / av.time_base
         if seconds > limits.max_seconds:
-            raise _over("seconds", f"{seconds:.0f}")
+            raise _over("seconds", f"{seconds:g}")
+        self._declared_s = seconds
         # The decoder itself refuses a larger frame later on, before it allocates it.
         stream.codec_context.options = {
             "max_pixels": str(limits.max_pixels),
