@@ -166,13 +166,7 @@ def an_address_with_a_password(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     "act",
-    [
-        a_run,
-        a_sweep,
-        *(pytest.param(act, marks=pytest.mark.soak) for act in (
-            a_crash, credentials_that_are_refused, an_address_with_a_password
-        )),
-    ],
+    [a_run, a_crash, a_sweep, credentials_that_are_refused, an_address_with_a_password],
     ids=lambda act: act.__name__,
 )
 def test_no_secret_comes_up_anywhere(act: Callable[[Scene], None], scene: Scene) -> None:
@@ -184,7 +178,6 @@ def test_no_secret_comes_up_anywhere(act: Callable[[Scene], None], scene: Scene)
     assert watch.hits == set()
 
 
-@pytest.mark.soak
 def test_a_head_on_the_loopback_address_listens_nowhere_else(scene: Scene) -> None:
     """Nor do the workers of its runs, whatever they opened in the tests above."""
     found = scene.watch.listeners
