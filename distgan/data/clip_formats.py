@@ -146,43 +146,44 @@ def _decode_mp4(data: Bytes, indices: Sequence[int] | None, out: Pixels | None) 
             raise ValueError(f"mp4 clip of {count} frames of {pixels_a_frame} pixels: too large")
         most_coded = _coded_pixels(min(most_pixels, most // (3 * count)))
         stream.codec_context.options = {"max_pixels": str(most_coded)}
-        wanted = list(range(count)) if indices is None else list(indices)
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(range(count) if indices is None else indices):
+            places.setdefault(index, []).append(place)
         frames_a_tick: Fraction = stream.time_base * rate
-        if min(wanted) >= GOP:
-            container.seek(int(min(wanted) / frames_a_tick), stream=stream, backward=True)
-        missing = set(wanted)
+        over, under = frames_a_tick.numerator, frames_a_tick.denominator
+        if min(places) >= GOP:
+            container.seek(int(min(places) / frames_a_tick), stream=stream, backward=True)
         for image in container.decode(stream):
-            index = _nearest(image.pts, frames_a_tick) if image.pts is not None else -1
-            if index in missing:
-                if image.is_corrupt:
-                    raise ValueError(f"damaged mp4 clip: frame {index} is corrupt")
-                pixels = _rgb(image)
-                if out is None:
-                    out = np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
-                if pixels.shape != out.shape[1:]:
-                    raise ValueError(f"frame of shape {pixels.shape} instead of {out.shape[1:]}")
-                for place, other in enumerate(wanted):
-                    if other == index:
-                        out[place] = pixels
-                missing.remove(index)
-                if not missing:
-                    break  # nothing after the last wanted frame is decoded
-    if missing or out is None:
-        raise ValueError(f"mp4 clip has no frame {min(missing)}: damaged or shorter than asked for")
+            ticks = image.pts
+            # The nearest whole number; fractions themselves are slow.
+            index = (2 * ticks * over + under) // (2 * under) if ticks is not None else -1
+            here = places.pop(index, None)
+            if here is None:
+                continue
+            if image.is_corrupt:
+                raise ValueError(f"damaged mp4 clip: frame {index} is corrupt")
+            pixels = _rgb(image)
+            if out is None:
+                out = np.empty((count, *pixels.shape), dtype=np.uint8)
+            if pixels.shape != out.shape[1:]:
+                raise ValueError(f"frame of shape {pixels.shape} instead of {out.shape[1:]}")
+            for place in here:
+                out[place] = pixels
+            if not places:
+                break  # nothing after the last wanted frame is decoded
+    if places or out is None:
+        raise ValueError(f"mp4 clip has no frame {min(places)}: damaged or shorter than asked for")
     return out
-
-
-def _nearest(ticks: int, frames_a_tick: Fraction) -> int:
-    """The whole number nearest to ticks * frames_a_tick; fractions themselves are slow."""
-    over, under = frames_a_tick.numerator, frames_a_tick.denominator
-    return (2 * ticks * over + under) // (2 * under)
 
 
 def _rgb(image: av.VideoFrame) -> Pixels:
     """(H, W, 3), valid as long as nothing else is reformatted."""
     plane: Any = _reformatter.reformat(image, format="rgb24", threads=1).planes[0]
-    rows = np.frombuffer(plane, dtype=np.uint8).reshape(plane.height, plane.line_size)
-    return rows[:, : 3 * plane.width].reshape(plane.height, plane.width, 3)
+    height, width, line = plane.height, plane.width, plane.line_size
+    rows = np.frombuffer(plane, dtype=np.uint8)
+    if line != 3 * width:
+        rows = rows.reshape(height, line)[:, : 3 * width]
+    return rows.reshape(height, width, 3)
 
 
 def _decode_npy(data: Bytes) -> Pixels:
