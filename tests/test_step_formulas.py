@@ -44,7 +44,7 @@ def plain_steps(config: Config, clips: Tensor, number: int) -> tuple[nn.Module, 
     generator, discriminator = start.generator.module, start.discriminator.module
     rates = config.optim
     adam = {
-        module: torch.optim.Adam(module.parameters(), lr=optim.lr, betas=(0.0, 0.99), fused=True)
+        module: torch.optim.Adam(module.parameters(), lr=optim.lr, betas=(0.0, 0.99))
         for module, optim in (
             (generator, rates.generator),
             (discriminator, rates.discriminator),
