@@ -79,16 +79,15 @@ def connect(scheme: str, config: StorageConfig | None) -> Driver:
     import fsspec  # takes 0.3 s with its driver: only where there are URLs
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if config:
-        options |= {**s3_options(config), "session": _session()}
     try:
-        fs = fsspec.filesystem(scheme, **options)
+        fs = fsspec.filesystem(scheme, **options, **(s3_options(config) if config else {}))
     except ValueError as error:
         raise UserError(f"no storage is known by {scheme}://; use a local path or s3://") from error
     except ImportError as error:
         raise UserError(f"{scheme}:// needs a package that is not here: {error}") from error
     if config is None:
         return Driver(fs, None)
+    fs.session = _session()  # no option of it: Ray copies those, and a session can't be copied
     fs.retries = 1  # its own have fixed delays and give up in seconds; ours are outside
     return Driver(fs, _range_reader(config))
 

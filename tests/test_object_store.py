@@ -1,7 +1,9 @@
 """Object storage over HTTP, with a proxy that makes faults: nothing is lost, errors are clear."""
 
+import copy
 import hashlib
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -346,3 +348,10 @@ def test_a_write_that_is_refused_before_its_body_is_read_says_so_soon(
         with pytest.raises(StorageError, match=r"InternalError \(HTTP 500\)"):
             storage.write_bytes(f"s3://{BUCKET}/refused", bytes(size))
         assert time.monotonic() - start < 15
+
+
+def test_the_file_system_can_be_copied_as_ray_does() -> None:
+    fs = drivers.connect("s3", StorageConfig()).fs
+    copied = copy.deepcopy(fs)
+    assert copied.storage_options == fs.storage_options
+    assert pickle.loads(pickle.dumps(fs)).protocol == fs.protocol
