@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import os
-import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -354,4 +353,3 @@ def test_the_file_system_can_be_copied_as_ray_does() -> None:
     fs = drivers.connect("s3", StorageConfig()).fs
     copied = copy.deepcopy(fs)
     assert copied.storage_options == fs.storage_options
-    assert pickle.loads(pickle.dumps(fs)).protocol == fs.protocol
