@@ -18,6 +18,7 @@ from distgan.data.manifest import MANIFEST_NAME, read_manifest
 from distgan.data.show import show
 from distgan.data.verify import verify
 from distgan.errors import UserError
+from distgan.paths import absolute
 from launch import main
 from tests.damage import clip_places, flip_bit
 from tests.numbered_clips import make_data
@@ -254,3 +255,14 @@ def test_all_three_on_s3(data: Path, tmp_path: Path) -> None:
         done = run(tmp_path, "data", "verify", *url, "--processes", "2")
     assert done.returncode == 2, done.stderr
     assert len(done.stdout.splitlines()) == 2 and "crc32 differs" in done.stdout
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket/data", "S3:/bucket", "s3://", "s3:///"])
+def test_urls_that_name_no_bucket_are_refused_in_words(url: str) -> None:
+    done = launch("data", "verify", "--data", url)
+    assert done.returncode == 2 and "write s3://BUCKET/FOLDER" in done.stderr
+    assert repr(url) in done.stderr
+
+
+def test_capitals_in_a_scheme_do_not_matter() -> None:
+    assert absolute("S3://Bucket/Data/") == "s3://Bucket/Data"
