@@ -18,11 +18,12 @@ def quality(folder: Path) -> dict[str, tuple[float, float]]:
     return {row["clips"]: (row["proxy_frechet"], row["valid_share"]) for row in rows}
 
 
+@pytest.mark.timeout(600)  # a minute each on an idle old CPU
 def test_short_demo_makes_everything_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     (folder / "data" / ".prepare").mkdir(parents=True)  # as a demo that was killed leaves it
     short = ("train.max_steps=4", "log.sample_interval_steps=4", "log.proxy_interval_steps=4")
-    done = launch("demo", "--output", str(folder), *short)
+    done = launch("demo", "--output", str(folder), *short, timeout_s=280)
     assert done.returncode == 0, done.stderr
     assert "tensorboard --logdir" in done.stdout
     sheet = folder / "contact_sheet.png"
@@ -36,7 +37,7 @@ def test_short_demo_makes_everything_and_goes_on(tmp_path: Path) -> None:
     distances = {name: distance for name, (distance, _) in quality(folder).items()}
     assert distances["real"] < distances["real, frozen"] < distances["noise"]
     assert distances["real"] < distances["real, frames shuffled"]
-    done = launch("demo", "--output", str(folder), *short, "train.max_steps=5")
+    done = launch("demo", "--output", str(folder), *short, "train.max_steps=5", timeout_s=280)
     assert done.returncode == 0, done.stderr
     assert "from step 4" in done.stderr + done.stdout
 
