@@ -63,7 +63,7 @@ class Found:
     drift: dict[str, Drift]
 
 
-pytestmark = pytest.mark.soak  # minutes
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
