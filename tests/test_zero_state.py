@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cluster.engine_pairs import own_places, plain_engines, random_clips, sharded_engines, stir
 from cluster.ranks import run_on_ranks
@@ -39,8 +40,9 @@ def config_of(stage: int) -> Config:
     })  # fmt: skip
 
 
-State = dict[str, NDArray[Any]]
-"""Arrays, as each tensor that goes from process to process takes a file descriptor."""
+State = dict[str, Tensor]
+Arrays = dict[str, NDArray[Any]]
+"""A state to hand on: each tensor that goes from process to process takes a file descriptor."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Continued:
     """What an engine holds that wrote, or loaded, what a writer wrote; and how it goes on."""
 
     writer: str
-    loaded: State
+    loaded: Arrays
     losses: dict[str, float]
     """Of the first further step, over the global batch."""
-    after_one: State
-    after_two: State
+    after_one: Arrays
+    after_two: Arrays
 
 
 def take(adversarial: AdversarialStep, step: int) -> dict[str, float]:
@@ -70,11 +72,15 @@ def take(adversarial: AdversarialStep, step: int) -> dict[str, float]:
 
 def go_on(adversarial: AdversarialStep, writer: str) -> Continued:
     """Steps 3 and 4."""
-    loaded = whole_state(adversarial)
+    loaded = arrays(adversarial)
     losses = take(adversarial, 3)
-    after_one = whole_state(adversarial)
+    after_one = arrays(adversarial)
     take(adversarial, 4)
-    return Continued(writer, loaded, losses, after_one, whole_state(adversarial))
+    return Continued(writer, loaded, losses, after_one, arrays(adversarial))
+
+
+def arrays(adversarial: AdversarialStep) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in whole_state(adversarial).items()}
 
 
 def fragments_of(adversarial: AdversarialStep) -> list[Fragment]:
@@ -87,7 +93,7 @@ def put_together(pieces: Sequence[Fragment]) -> State:
     whole: State = {}
     for name in {piece.name for piece in pieces}:
         own = sorted((p for p in pieces if p.name == name), key=lambda p: p.start)
-        whole[name] = torch.cat([p.values for p in own]).reshape(own[0].shape).numpy()
+        whole[name] = torch.cat([p.values for p in own]).reshape(own[0].shape)
     return whole
 
 
@@ -180,7 +186,7 @@ class Journeys:
     folder: str
 
 
-def same_bits(a: State, b: State) -> bool:
+def same_bits(a: Arrays, b: Arrays) -> bool:
     return all(np.array_equal(values, b[name]) for name, values in a.items())
 
 
