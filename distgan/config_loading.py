@@ -171,7 +171,8 @@ def _load(text: str) -> Any:
         ValueError: it can't be read.
     """
     try:
-        return yaml.load(text, _StrictLoader)  # a SafeLoader: no tag makes a Python object
+        # A SafeLoader: no tag makes a Python object (tests/test_imports.py tries them).
+        return yaml.load(text, _StrictLoader)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
     # PyYAML's constructors leave numbers, dates and tags that are none to Python's own errors.

@@ -78,10 +78,18 @@ def test_outside_packages_stay_in_their_places() -> None:
         assert not [m for m in imported(file) if m.startswith("torch.utils.tensorboard")], file
 
 
-def test_the_configuration_s_loader_makes_no_python_objects() -> None:
+@pytest.mark.parametrize(
+    "tag",
+    ["object/apply:os.getcwd []", "object/new:os.getcwd []", "name:os.getcwd", "module:os",
+     "object:distgan.config.Config {}", "tuple [1]"],
+)  # fmt: skip
+def test_the_configuration_s_loader_makes_no_python_objects(tag: str) -> None:
     assert issubclass(config_loading._StrictLoader, yaml.SafeLoader)
-    with pytest.raises(UserError, match="not valid YAML"):
-        config_loading.parse_yaml("seed: !!python/object/apply:os.getcwd []", "a file")
+    for text in (f"seed: !!python/{tag}", f"seed: [!!python/{tag}]"):
+        with pytest.raises(UserError, match="not valid YAML"):
+            config_loading.parse_yaml(text, "a file")
+        with pytest.raises(UserError, match="can't read the value of seed"):
+            config_loading.parse_overrides([text.replace(": ", "=")])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +149,12 @@ def test_the_configuration_s_loader_makes_no_python_objects() -> None:
         "import yaml as y\ny.load('x', y.FullLoader)",
         "from yaml import load\nload('x')",
         "import yaml\nyaml.load_all('x', yaml.Loader)",
+        "import yaml\nyaml.load('x', _StrictLoader)",
+        "import yaml\nclass _StrictLoader(yaml.loader.Loader): pass\nyaml.load('x', _StrictLoader)",
+        "import yaml\nyaml.loader.UnsafeLoader('x').get_data()",
+        "from yaml.constructor import UnsafeConstructor",
+        "from yaml import loader\nloader.FullLoader('x').get_data()",
+        "import yaml\nclass A(yaml.SafeLoader, B): pass\nyaml.load('x', A)",
         "import webdataset as wds\nwds.WebDataset('x').decode()",
         "import webdataset as wds\nwds.WebDataset('pipe:cat x')",
     ],
@@ -153,6 +167,7 @@ def test_the_search_for_unsafe_code_finds_it(source: str) -> None:
     "source",
     [
         "import yaml\nyaml.safe_load('x')\nyaml.load('x', yaml.SafeLoader)",
+        "import yaml\nclass A(yaml.SafeLoader): pass\nyaml.load('x', A)",
         "import subprocess\nsubprocess.run(['ls'])\nsubprocess.run(command)",
         "import numpy as np\nnp.load('x', allow_pickle=False)",
         "b'x'.decode()",

@@ -5,6 +5,8 @@ import sys
 
 from tests.tiny import REPOSITORY
 
+# Ray hands objects on as pickles, and only unpickling calls `__setstate__`: so the program pickles
+# an object of its own and reads that back, in the same process.
 PROGRAM = """
 import pickle
 import sys

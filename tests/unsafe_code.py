@@ -18,15 +18,16 @@ _NAMES = frozenset({
     "subprocess.getoutput", "subprocess.getstatusoutput", "asyncio.create_subprocess_shell",
     "shutil.unpack_archive", "pandas.read_pickle", "yaml.unsafe_load", "yaml.unsafe_load_all",
     "yaml.full_load", "yaml.full_load_all", "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader",
-    "yaml.CLoader", "yaml.CUnsafeLoader", "yaml.CFullLoader",
+    "yaml.CLoader", "yaml.CUnsafeLoader", "yaml.CFullLoader", "yaml.Constructor",
+    "yaml.UnsafeConstructor", "yaml.FullConstructor",
 })  # fmt: skip
 """Never to be named, called or not."""
 _HIDDEN = frozenset(name.rpartition(".")[2] for name in _NAMES) - {"load", "save", "compile"}
 """What `getattr` must not fetch by a literal name."""
 _METHODS = frozenset({"extractall", "extract"})
 _SAFE_ARGUMENTS = {"shell": "False", "allow_pickle": "False", "weights_only": "True"}
-_SAFE_LOADERS = frozenset({"yaml.SafeLoader", "yaml.CSafeLoader", "_StrictLoader"})
-"""The last is the configuration's own; a test holds that it is a `SafeLoader`."""
+_SAFE_LOADERS = frozenset({"yaml.SafeLoader", "yaml.CSafeLoader"})
+"""Classes that the same file derives from these alone are safe as well."""
 
 
 def unsafe_places(source: str) -> list[str]:
@@ -34,9 +35,10 @@ def unsafe_places(source: str) -> list[str]:
     unpacked, YAML that makes objects, WebDataset's decoders and pipes."""
     tree = ast.parse(source)
     aliases = _aliases(tree)
+    safe_loaders = _safe_loaders(tree, aliases)
     places = []
     for node in ast.walk(tree):
-        for problem in _problems(node, aliases):
+        for problem in _problems(node, aliases, safe_loaders):
             places.append(f"line {node.lineno}: {problem}")  # type: ignore[attr-defined]
     return places
 
@@ -55,23 +57,39 @@ def _aliases(tree: ast.AST) -> dict[str, str]:
     return found
 
 
-def _problems(node: ast.AST, aliases: dict[str, str]) -> Iterator[str]:
+def _safe_loaders(tree: ast.AST, aliases: dict[str, str]) -> frozenset[str]:
+    """Names of YAML loaders that make plain values only."""
+    derived = {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        and node.bases
+        and all(_full_name(base, aliases) in _SAFE_LOADERS for base in node.bases)
+    }
+    return _SAFE_LOADERS | derived
+
+
+def _problems(
+    node: ast.AST, aliases: dict[str, str], safe_loaders: frozenset[str]
+) -> Iterator[str]:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         yield from (name for name in modules if name.partition(".")[0] in _MODULES)
         if isinstance(node, ast.ImportFrom):
-            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            full = [_as_exported(f"{node.module}.{alias.name}") for alias in node.names]
             yield from (name for name in full if name in _NAMES)
     elif isinstance(node, (ast.Name, ast.Attribute)):
         name = _full_name(node, aliases)
         if name in _NAMES:
             yield name
     elif isinstance(node, ast.Call):
-        yield from _problems_of_call(node, aliases)
+        yield from _problems_of_call(node, aliases, safe_loaders)
 
 
-def _problems_of_call(call: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
+def _problems_of_call(
+    call: ast.Call, aliases: dict[str, str], safe_loaders: frozenset[str]
+) -> Iterator[str]:
     name = _full_name(call.func, aliases)
     texts = [argument.value for argument in call.args if _is_text(argument)]
     if isinstance(call.func, ast.Attribute):
@@ -82,7 +100,7 @@ def _problems_of_call(call: ast.Call, aliases: dict[str, str]) -> Iterator[str]:
             yield ".decode of WebDataset, perhaps"
     if name in ("yaml.load", "yaml.load_all"):
         loaders = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "Loader")]
-        if not {_full_name(loader, aliases) for loader in loaders} & _SAFE_LOADERS:
+        if not {_full_name(loader, aliases) for loader in loaders} & safe_loaders:
             yield name
     if name.startswith("subprocess.") and call.args:
         first = call.args[0]
@@ -107,8 +125,14 @@ def _is_text(node: ast.AST) -> bool:
 def _full_name(node: ast.AST, aliases: dict[str, str]) -> str:
     """A dotted name with its first part followed through the imports; empty for anything else."""
     if isinstance(node, ast.Name):
-        return aliases.get(node.id, node.id)
+        return _as_exported(aliases.get(node.id, node.id))
     if isinstance(node, ast.Attribute):
         base = _full_name(node.value, aliases)
-        return f"{base}.{node.attr}" if base else ""
+        return _as_exported(f"{base}.{node.attr}") if base else ""
     return ""
+
+
+def _as_exported(name: str) -> str:
+    """yaml.loader.Loader and the like under the name that the package itself gives them."""
+    package, _, rest = name.partition(".")
+    return f"yaml.{name.rpartition('.')[2]}" if package == "yaml" and rest else name
