@@ -31,12 +31,13 @@ def new_buffer(size: int) -> memoryview:
     """
     import numpy as np
 
+    if size < _SMALL_BYTES:
+        return np.empty(size, np.uint8).data
     whole = _used_before(size)
     if whole is None:
         whole = np.empty(size, np.uint8)
     part = whole[:size]
-    if size >= _SMALL_BYTES:
-        weakref.finalize(part, _keep, whole).atexit = False
+    weakref.finalize(part, _keep, whole).atexit = False
     return part.data
 
 

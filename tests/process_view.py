@@ -36,10 +36,9 @@ def processes_with(name: str, value: str) -> list[int]:
             parents[pid] = int(stat.rpartition(b")")[2].split()[1])
             if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 found.add(pid)
-    for pid in sorted(parents):  # parents mostly come first; a second look finds the rest
-        if parents[pid] in found:
-            found.add(pid)
-    return sorted(found | {pid for pid, parent in parents.items() if parent in found})
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
 
 
 def arguments_of(pid: int) -> bytes:

@@ -11,7 +11,8 @@ from distgan.data.shard_reader import Shard
 
 
 class ShardPrefetcher:
-    """Keeps the next few shards in flight; memory is bounded by their number.
+    """Keeps the next few shards in flight; memory is bounded by their number, and by that of the
+    shards which the reader holds.
 
     A shard that its reader still has when a lane's next visit comes up is not read for that visit;
     so when the reader lets it go before, it must hand it back: see `keep`.
