@@ -276,7 +276,7 @@ class CheckpointConfig(Section):
 
 class LogConfig(Section):
     interval_steps: int = Field(10, ge=1)
-    """Steps between lines in metrics.jsonl and TensorBoard."""
+    """Steps between lines in metrics.jsonl and TensorBoard; the last step has one anyway."""
     sample_interval_steps: int = Field(500, ge=0)
     """Steps between sample videos; 0 means never."""
     num_samples: int = Field(8, ge=1)

@@ -100,9 +100,13 @@ class MetricMeans:
 
     def read(self) -> dict[str, float]:
         """The means so far, and starts anew."""
-        means = {name: total.item() / self.counts[name] for name, total in self.sums.items()}
+        means = self.so_far()
         self.sums, self.counts = {}, {}
         return means
+
+    def so_far(self) -> dict[str, float]:
+        """The means, which go on."""
+        return {name: total.item() / self.counts[name] for name, total in self.sums.items()}
 
     def state(self) -> dict[str, tuple[float, int]]:
         return {name: (total.item(), self.counts[name]) for name, total in self.sums.items()}

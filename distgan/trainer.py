@@ -247,8 +247,11 @@ class Trainer:
             self.rules.observe_sign(self.step, metrics["score/sign"].item())
         logged: dict[str, float] = {}
         interval = self.config.log.interval_steps
-        if self.step % interval == 0 or self.step == self.config.train.max_steps:
-            logged = self.means.read()
+        is_due = self.step % interval == 0
+        if is_due or self.step == self.config.train.max_steps:
+            # The last step is no place to start anew: a run that is given more steps goes on there
+            # as if it had had them from the start.
+            logged = self.means.read() if is_due else self.means.so_far()
             times = self.timer.read((self.step - 1) % interval + 1)
             logged |= {"progress/epoch": self._epoch(), "progress/clips": float(self.clips_seen)}
             logged |= self.rules.metrics()

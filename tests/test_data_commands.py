@@ -204,7 +204,7 @@ def test_a_manifest_that_lost_a_shard_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_sheet_that_can_not_be_written_is_said(data: Path) -> None:
-    with pytest.raises(UserError, match=r"can't write /proc/sheet.png: .*; name another --output"):
+    with pytest.raises(UserError, match=r"can't write /proc/sheet.png: .*; name another"):
         show(str(data), "/proc/sheet.png")
 
 

@@ -181,3 +181,21 @@ def test_damaged_checkpoint_falls_back_and_says_so(
     assert "step 12" in done.stderr + done.stdout
     assert committed_steps(str(run_dir))[-1] == 20
     assert storage.exists(str(run_dir / "checkpoints" / "damaged_00000016"))
+
+
+def test_the_last_step_has_a_line_and_a_longer_run_goes_on_as_if_planned(
+    tiny_data: str, tmp_path: Path
+) -> None:
+    """Five steps, and three more, beside eight at once; a line is due every third step."""
+    schedule = ("train.schedule_steps=8", "checkpoint.interval_steps=5")
+    for run, lengths in (("longer", (5, 8)), ("planned", (8,))):
+        for steps in lengths:
+            more = (*schedule, f"train.max_steps={steps}")
+            done = launch(*train_arguments(tmp_path / run, tiny_data, *more))
+            assert done.returncode == 0, done.stderr
+    longer, planned = logged(tmp_path / "longer"), logged(tmp_path / "planned")
+    assert [line["step"] for line in planned] == [3, 6, 8]
+    assert [line["step"] for line in longer] == [3, 5, 6, 8]
+    assert planned == [line for line in longer if line["step"] != 5]
+    for step in (5, 8):
+        assert state_hash(tmp_path / "longer", step) == state_hash(tmp_path / "planned", step)

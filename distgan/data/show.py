@@ -31,10 +31,8 @@ def show(folder: str, output: str) -> str:
         )
     try:
         contact_sheet(rows, output)
-    except OSError as error:
-        raise UserError(
-            f"can't write {output}: {error.strerror or error}; name another --output"
-        ) from error
+    except FileNotFoundError as error:
+        raise UserError(f"can't write {output}: its folder can't be made; name another") from error
     lines = [f"{folder} (sha256 of its manifest: {digest[:16]}...)", summary(manifest)]
     version = manifest.prepare.get("version", "unknown")
     lines.append(f"made by distgan {version} with")
