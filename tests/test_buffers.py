@@ -63,3 +63,10 @@ def test_far_larger_memory_is_not_taken_for_a_small_read() -> None:
     at = address(large)
     del large
     assert address(new_buffer(SIZE)) != at
+
+
+def test_smaller_memory_is_not_taken_for_a_larger_read() -> None:
+    small = new_buffer(SIZE)
+    del small
+    large = new_buffer(SIZE + 1)
+    assert len(large) == SIZE + 1 and len(buffers._free) == 1
