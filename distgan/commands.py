@@ -120,9 +120,12 @@ def _data_verify(arguments: argparse.Namespace) -> int:
     if not problems:
         print(f"sound: {facts} of {folder} are what the manifest says")
         return 0
-    print(f"launch.py data verify: {len(problems)} problems in {folder} ({facts}); copy the shards "
-          "named above again from where they were prepared, or prepare the data set again into an "
-          "empty folder", file=sys.stderr)  # fmt: skip
+    remedy = (
+        "copy the files named above again from where they were prepared (remove those that the "
+        "manifest does not name), or prepare the data set again into an empty folder"
+    )
+    end = f"launch.py data verify: {len(problems)} problems in {folder} ({facts}); {remedy}"
+    print(end, file=sys.stderr)
     return UserError.exit_code
 
 

@@ -153,7 +153,7 @@ class DataConfig(Section):
     num_workers: int = Field(1, ge=0)
     """Processes that read and decode, per training process, at most one a lane; 0 reads inside the
     training process."""
-    shards_in_flight: int = Field(4, ge=1)
+    shards_in_flight: int = Field(8, ge=1)
     """Shards that each of them reads ahead at a time; beside these it holds one a lane in memory,
     and one more. From object storage they share `storage.max_concurrency` requests: more shards
     keep these busy while one waits, and take more memory."""

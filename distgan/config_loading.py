@@ -3,6 +3,7 @@
 import difflib
 import itertools
 import math
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -253,12 +254,20 @@ def _refuse_unknown_keys(tree: Mapping[str, Any], model: type[BaseModel], prefix
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if key not in model.model_fields:
-            raise UserError(
-                f"unknown configuration key {dotted!r}; {nearest(dotted, _all_keys(Config))}"
-            )
+            raise UserError(f"unknown configuration key {dotted!r}; {_hint(dotted)}")
         section = _section_type(model, key)
         if section and isinstance(value, dict):
             _refuse_unknown_keys(value, section, f"{dotted}.")
+
+
+def _hint(key: str) -> str:
+    """What to write instead of an unknown key."""
+    if key.startswith("storage.") and re.search("key|secret|token|password|credential", key):
+        return (
+            "credentials are never in a configuration: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or AWS_SHARED_CREDENTIALS_FILE for a mounted file"
+        )
+    return nearest(key, _all_keys(Config))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

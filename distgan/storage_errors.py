@@ -56,6 +56,9 @@ _CREDENTIALS_REMEDY = (
 )
 
 
+_PLAIN_TO_TLS = re.compile("HTTP request (was sent )?to (an )?HTTPS (server|port)")
+"""What servers in Go and nginx answer, in place of XML, to http:// on the port of https://."""
+
 _USER_INFO = re.compile(r"""(://)[^/\s"'@]*@""")
 
 
@@ -99,12 +102,18 @@ def final_error(error: Exception, url: str, action: str, endpoint: str) -> Excep
         return UserError(f"no credentials to {action} {url}: {_CREDENTIALS_REMEDY}")
     if "ProfileNotFound" in names:
         return UserError(
-            f"can't {action} {url}: the profile that AWS_PROFILE names is in no configuration file"
+            f"can't {action} {url}: the profile that AWS_PROFILE names is in no configuration "
+            "file; correct it, or name the file by AWS_CONFIG_FILE or AWS_SHARED_CREDENTIALS_FILE"
         )
     if "ParamValidationError" in names or "InvalidRegionError" in names:
         return UserError(f"can't {action} {url}: not a valid bucket, key or storage.region")
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return UserError(f"can't {action} {url}: the certificate of {endpoint} is not trusted here")
+        return UserError(
+            f"can't {action} {url}: the certificate of {endpoint} is not trusted here; name the "
+            "file of its authority by AWS_CA_BUNDLE"
+        )
+    if "WRONG_VERSION_NUMBER" in str(error) or _PLAIN_TO_TLS.search(str(error)):
+        return _wrong_scheme(url, action, endpoint)
     if isinstance(error, PermissionError):
         return _denied(url, action, type(error).__name__)
     if isinstance(error, FileNotFoundError):
@@ -149,6 +158,8 @@ def _judge_answer(
         )
     if code in _OTHER_REGION:
         return UserError(f"can't {action} {url} ({code}): set storage.region to the bucket's own")
+    if code == "400" and endpoint.startswith("http:"):  # no body in the answer to HEAD
+        return _wrong_scheme(url, action, endpoint)
     if code == "RequestTimeTooSkewed":
         return UserError(f"can't {action} {url}: the server says that this machine's clock is off")
     if code in _DENIED:
@@ -158,6 +169,14 @@ def _judge_answer(
     return UserError(
         f"can't {action} {url}: the server refused the request ({describe(error)}); S3-compatible "
         "stores may need storage.checksums=when_required or storage.addressing=path"
+    )
+
+
+def _wrong_scheme(url: str, action: str, endpoint: str) -> UserError:
+    speaks = "https, not http" if endpoint.startswith("http:") else "http, not https"
+    return UserError(
+        f"can't {action} {url}: {endpoint} seems to speak {speaks}; correct storage.endpoint_url "
+        "(or AWS_ENDPOINT_URL)"
     )
 
 

@@ -70,6 +70,25 @@ def test_verify_says_what_is_wrong_line_by_line(data: Path) -> None:
     assert last.startswith("launch.py data verify: 4 problems") and "Traceback" not in done.stderr
 
 
+def test_verify_holds_the_report_of_videos_to_the_manifest(data: Path) -> None:
+    report = data / "videos.jsonl"
+
+    def problems() -> list[str]:
+        return verify(str(data), processes=1, show_progress=False)[1]
+
+    text = report.read_text()
+    assert problems() == []
+    report.write_text(text.replace('"sha256": "', '"sha256": "f', 1))
+    assert problems() == [
+        "videos.jsonl: names other videos than the manifest was made of; copy it again, or "
+        "prepare again"
+    ]
+    report.write_text(text[:-5])
+    assert problems() == ["videos.jsonl: is damaged; copy it again, or prepare again"]
+    report.unlink()
+    assert problems() == ["videos.jsonl: is missing; copy it again, or prepare again"]
+
+
 def test_doctor_names_a_missing_shard(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +131,8 @@ def test_show_prints_facts_and_draws_clips(data: Path, tmp_path: Path) -> None:
     flip_in_clip(data / manifest.shards[0].name)
     text = show(str(data), str(tmp_path / "second.png"))
     assert f"damaged: {manifest.shards[0].name} has another sha256" in text
+    first = manifest.shards[0].keys[0]
+    assert f"{manifest.shards[0].name}: {first}: the clip's crc32 differs" in text
     assert "7 clips to look at" in text
     for entry in manifest.shards:
         (data / entry.name).unlink()

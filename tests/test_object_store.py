@@ -3,9 +3,11 @@
 import copy
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +241,39 @@ def test_a_spent_budget_gives_one_clear_error(proxy: FaultProxy, fault: str) -> 
     assert time.monotonic() - start < 8
     expected = "503" if fault == "unavailable" else "Timeout"
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+class _TlsPort(BaseHTTPRequestHandler):
+    """What Go's servers say over plain HTTP on the port of HTTPS."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(400)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"Client sent an HTTP request to an HTTPS server.\n")
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+def test_the_wrong_scheme_is_told_at_once(server: int) -> None:
+    start = time.monotonic()
+    options = options_for(server, retry_seconds=60)
+    with (
+        with_options(options.model_copy(update={"endpoint_url": f"https://127.0.0.1:{server}"})),
+        pytest.raises(UserError, match=r"speak http, not https; correct storage\.endpoint_url"),
+    ):
+        storage.read_bytes(f"s3://{BUCKET}/x")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _TlsPort) as tls:
+        threading.Thread(target=tls.serve_forever, daemon=True).start()
+        with with_options(options_for(tls.server_address[1], retry_seconds=60)):
+            for read in (storage.exists, storage.list_names, storage.read_bytes):
+                with pytest.raises(UserError, match="speak https, not http; correct"):
+                    read(f"s3://{BUCKET}/x")
+        tls.shutdown()
+    assert time.monotonic() - start < 20
 
 
 def test_damage_at_rest_is_told_at_once(url: str, proxy: FaultProxy) -> None:

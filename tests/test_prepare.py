@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_what_goes_in_what_is_dropped_and_what_comes_out(mixed: Path, tmp_path: 
         "other_files_skipped": 1,
     }
     assert manifest.counts["videos_found"] == 9
-    assert manifest.counts["videos_used"] == 2
+    assert manifest.counts["videos_used"] == 2 and manifest.counts["videos_repeated"] == 0
     # 40 frames at 16 Hz are 20 at 8 Hz: two clips of 8. Twice 20 are twice 10: one clip each.
     assert manifest.samples == manifest.counts["clips"] == 4
     text = summary(manifest)
@@ -108,6 +109,15 @@ def test_what_goes_in_what_is_dropped_and_what_comes_out(mixed: Path, tmp_path: 
         "shard-000000.tar",
         "videos.jsonl",
     ]
+
+
+def test_equal_videos_are_counted(tmp_path: Path) -> None:
+    write_video(tmp_path / "in/a.mp4", numbered(40))
+    for name in ("b.mp4", "c.mp4"):
+        shutil.copy(tmp_path / "in/a.mp4", tmp_path / "in" / name)
+    (tmp_path / "in/d.mp4").write_bytes(b"no video")
+    manifest = run(tmp_path / "in", tmp_path / "out")
+    assert manifest.counts["videos_used"] == 3 and manifest.counts["videos_repeated"] == 2
 
 
 def test_a_video_dropped_half_way_leaves_no_clips_and_no_counts(tmp_path: Path) -> None:

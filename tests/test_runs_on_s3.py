@@ -296,6 +296,8 @@ def test_bad_storage_ends_with_2_and_one_line(
     nothing = {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None, "HOME": str(tmp_path)}
     message = refused(*train, run_dir, data, **nothing)
     assert "no credentials" in message and "AWS_PROFILE" in message
+    message = refused(*train, run_dir, data, AWS_PROFILE="nobody")
+    assert "AWS_PROFILE names is in no" in message and "AWS_CONFIG_FILE" in message
     with FaultProxy(int((bucket.parent / "port").read_text()), writes_denied) as proxy:
         endpoint = f"storage.endpoint_url={proxy.url}"
         message = refused(*train, run_dir, data, endpoint)
@@ -312,7 +314,8 @@ def test_credentials_in_the_configuration_are_refused(options: tuple[str, ...]) 
         f"storage.endpoint_url=https://{KEY}:{SECRET}@example.org",
     ):
         assert "credentials" in refused("train", *RUN, "data.shards=x", override)
-    assert "unknown configuration key" in refused("train", *RUN, f"storage.secret={SECRET}")
+    message = refused("train", *RUN, f"storage.secret={SECRET}")
+    assert "unknown configuration key" in message and "set AWS_ACCESS_KEY_ID" in message
 
 
 def test_generate_takes_keys_of_the_storage_section_only(remote: str) -> None:

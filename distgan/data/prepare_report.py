@@ -84,6 +84,7 @@ def describe(
     dropped = Counter(outcome.cause for outcome in outcomes if outcome.cause)
     for name in _DROPPED_IN_PART:
         dropped[name] = totals[name]
+    digests = [outcome.sha256 for outcome in outcomes if outcome.sha256]
     dropped["links_skipped"] = found.links_skipped
     dropped["other_files_skipped"] = found.others_skipped
     return Manifest(
@@ -102,6 +103,7 @@ def describe(
         counts={
             "videos_found": len(outcomes),
             "videos_used": sum(not outcome.cause for outcome in outcomes),
+            "videos_repeated": len(digests) - len(set(digests)),
             "bytes": sum(outcome.bytes for outcome in outcomes),
             "frames_decoded": totals["frames_decoded"],
             "frames_chosen": totals["frames_chosen"],

@@ -72,7 +72,10 @@ def read_shard(
         nothing = (None,) * entry.samples
         return Shard(nothing, nothing, ShardDamage(index, "is missing", every))
     except OSError as error:
-        raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"can't read the shard {path}: {error.strerror or error}; put the shard itself there, "
+            "readable for this user: copy it again from where it was prepared"
+        ) from error
     digest = digest or hashlib.sha256(data).hexdigest()  # local files are not judged on the way
     return _check(data, digest, manifest, index, check_each=check_each)
 

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distgan.data.clip_formats import decode
+from distgan.data.damage import EXPLANATIONS
 from distgan.data.manifest import Manifest, read_manifest
 from distgan.data.prepare_report import summary
 from distgan.data.shard_reader import Shard, read_shard
@@ -70,7 +71,8 @@ def _row(manifest: Manifest, key: str, shard: Shard, place: int) -> tuple[str, N
     """A label and one clip as (1, T, H, W, 3). Raises `ValueError` if the clip is damaged."""
     data = shard.clips[place]
     if data is None:
-        raise ValueError("damaged")
+        causes = dict(shard.damage.samples) if shard.damage else {}
+        raise ValueError(EXPLANATIONS[causes[place]])
     clip = decode(data, manifest.clip.clip_format)
     frames = np.linspace(0, len(clip) - 1, min(_MOST_FRAMES, len(clip))).round().astype(int)
     return f"{key}  {_origin(shard.facts[place])}".strip(), clip[frames][None]

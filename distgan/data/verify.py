@@ -10,7 +10,9 @@ from distgan import storage
 from distgan.buffers import Bytes
 from distgan.data.clip_formats import decode
 from distgan.data.damage import EXPLANATIONS, ShardDamage
+from distgan.data.journal import REPORT_NAME
 from distgan.data.manifest import ClipSpec, Manifest, read_manifest
+from distgan.data.prepare_report import digest_of_inputs
 from distgan.data.shard_reader import read_shard
 from distgan.data.workers import in_processes
 from distgan.strict_json import parse_object
@@ -22,7 +24,8 @@ def verify(
     """The manifest, and a line for each problem: none if the data set is sound.
 
     Checks every shard's presence, length, sha256 and samples; every clip's crc32; that each one
-    decodes to the manifest's size and number of frames; and that no other shards lie there.
+    decodes to the manifest's size and number of frames; that no other shards lie there; and that
+    prepare's report names the videos that the manifest was made of.
 
     Args:
         processes: that read and decode; 0 means one a CPU core.
@@ -32,7 +35,7 @@ def verify(
         StorageError: object storage failed for longer than `storage.retry_seconds`.
     """
     manifest, _ = read_manifest(folder)
-    problems = _problems_of_manifest(manifest)
+    problems = _problems_of_manifest(manifest) + _problems_of_report(folder, manifest)
     results = in_processes(
         partial(check_shard, folder, manifest), range(len(manifest.shards)), processes=processes
     )
@@ -109,6 +112,25 @@ def _is_json_object(text: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _problems_of_report(folder: str, manifest: Manifest) -> list[str]:
+    """What is wrong with prepare's line for each video, which indexed data sets don't have."""
+    wanted = manifest.prepare.get("inputs_sha256")
+    if wanted is None:
+        return []
+    remedy = "copy it again, or prepare again"
+    try:
+        lines = storage.read_bytes(storage.join(folder, REPORT_NAME)).splitlines()
+        videos = [parse_object(line) for line in lines]
+        found = digest_of_inputs((video["video"], video["sha256"]) for video in videos)
+    except FileNotFoundError:
+        return [f"{REPORT_NAME}: is missing; {remedy}"]
+    except (ValueError, TypeError, KeyError):
+        return [f"{REPORT_NAME}: is damaged; {remedy}"]
+    if found == wanted:
+        return []
+    return [f"{REPORT_NAME}: names other videos than the manifest was made of; {remedy}"]
 
 
 def _problems_of_manifest(manifest: Manifest) -> list[str]:
