@@ -56,9 +56,6 @@ _CREDENTIALS_REMEDY = (
 )
 
 
-_PLAIN_TO_TLS = re.compile("HTTP request (was sent )?to (an )?HTTPS (server|port)")
-"""What servers in Go and nginx answer, in place of XML, to http:// on the port of https://."""
-
 _USER_INFO = re.compile(r"""(://)[^/\s"'@]*@""")
 
 
@@ -112,7 +109,7 @@ def final_error(error: Exception, url: str, action: str, endpoint: str) -> Excep
             f"can't {action} {url}: the certificate of {endpoint} is not trusted here; name the "
             "file of its authority by AWS_CA_BUNDLE"
         )
-    if "WRONG_VERSION_NUMBER" in str(error) or _PLAIN_TO_TLS.search(str(error)):
+    if "WRONG_VERSION_NUMBER" in str(error):
         return _wrong_scheme(url, action, endpoint)
     if isinstance(error, PermissionError):
         return _denied(url, action, type(error).__name__)
@@ -158,7 +155,7 @@ def _judge_answer(
         )
     if code in _OTHER_REGION:
         return UserError(f"can't {action} {url} ({code}): set storage.region to the bucket's own")
-    if code == "400" and endpoint.startswith("http:"):  # no body in the answer to HEAD
+    if code == "400" and endpoint.startswith("http:"):  # what TLS servers say to it
         return _wrong_scheme(url, action, endpoint)
     if code == "RequestTimeTooSkewed":
         return UserError(f"can't {action} {url}: the server says that this machine's clock is off")

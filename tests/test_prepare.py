@@ -115,8 +115,9 @@ def test_equal_videos_are_counted(tmp_path: Path) -> None:
     write_video(tmp_path / "in/a.mp4", numbered(40))
     for name in ("b.mp4", "c.mp4"):
         shutil.copy(tmp_path / "in/a.mp4", tmp_path / "in" / name)
-    (tmp_path / "in/d.mp4").write_bytes(b"no video")
-    manifest = run(tmp_path / "in", tmp_path / "out")
+    for name in ("d.mp4", "e.mp4"):  # too large to be read at all
+        (tmp_path / "in" / name).write_bytes(name.encode() * 2**19)
+    manifest = run(tmp_path / "in", tmp_path / "out", prepare__limits__max_megabytes=1)
     assert manifest.counts["videos_used"] == 3 and manifest.counts["videos_repeated"] == 2
 
 
