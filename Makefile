@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python launch.py demo
 
-# A process a core, of one thread each: more threads than cores wait for each other for minutes.
+# A process a core, of one thread each: more threads than cores wait for each other for minutes. A test that
+# takes its process down ends the run: with a process in its place, pytest-xdist waits for ever.
 test: $(VENV)/installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --max-worker-restart 0 \
+		--dist loadfile --no-loadscope-reorder
 
 # Long tests, such as the whole demo with its promised quality.
 soak: $(VENV)/installed-dev
