@@ -2,6 +2,7 @@
 plain PyTorch from itself under another order of sums."""
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,15 @@ def config_of(stage: int, values: dict[str, Any]) -> Config:
 
 @dataclass(frozen=True)
 class Drift:
-    """After the steps, of the weight that differs most from those of plain PyTorch."""
+    """Sums of squared differences from the weights of plain PyTorch, after the steps.
+
+    Of all weights, as the one that differs most says little: it is a few roundings away.
+    """
 
     ours: float
+    """Of this rank's pieces."""
     plain: float
-    """Of plain PyTorch that takes the batch in other parts."""
+    """Of plain PyTorch that takes the batch in other parts, all weights."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +97,17 @@ def drift(stage: int, values: dict[str, Any]) -> Drift:
     zero, _ = run(config, sharded_engines(config, CPU), DRIFT_STEPS, own=True)
     weights = [f for f in fragments(zero) if ".optimizer/" not in f.name]
     return Drift(
-        ours=max((f.values - part(whole, f)).abs().max().item() for f in weights),
-        plain=max(
-            (tensor.reshape(-1) - whole[name]).abs().max().item()
+        ours=sum(squares(f.values - part(whole, f)) for f in weights),
+        plain=sum(
+            squares(tensor.reshape(-1) - whole[name])
             for name, tensor in other.items()
             if ".optimizer/" not in name
         ),
     )
+
+
+def squares(difference: Tensor) -> float:
+    return difference.double().square().sum().item()
 
 
 @functools.cache
@@ -151,7 +160,7 @@ def test_stages_1_and_2_equal_ddp_to_the_bit_over_a_hundred_steps(
 def test_the_rest_drifts_no_further_than_another_order_of_sums(
     name: str, found: list[Found]
 ) -> None:
-    ours = max(rank.drift[name].ours for rank in found)
-    plain = max(rank.drift[name].plain for rank in found)
+    ours = math.sqrt(sum(rank.drift[name].ours for rank in found))
+    plain = math.sqrt(found[0].drift[name].plain)
     assert plain > 0
     assert ours <= 2 * plain, (ours, plain)
