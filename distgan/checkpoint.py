@@ -23,12 +23,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from distgan import storage
-from distgan.errors import UserError
+from distgan.errors import TooLargeError, UserError
 from distgan.strict_json import parse_object
 
 COMMITTED, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
 STEP_PREFIX, DAMAGED_PREFIX = "step_", "damaged_"
 Json = dict[str, Any]
+_DIGEST_BYTES = 1000  # more than any
 
 
 class DamagedCheckpointError(UserError):
@@ -224,14 +225,14 @@ def read_checkpoint(folder: str, step: int) -> Checkpoint:
         DamagedCheckpointError: a file is missing, its bytes are not those committed, or what was
             committed is no checkpoint.
     """
-    committed = _read(folder, COMMITTED).decode(errors="replace").strip()
+    committed = _read(folder, COMMITTED, max_bytes=_DIGEST_BYTES).decode(errors="replace").strip()
     manifest_bytes = _read(folder, MANIFEST, committed)
     if _digest(manifest_bytes) != committed:
         raise DamagedCheckpointError(f"{folder}/{MANIFEST} is not the one that was committed")
     manifest = _parse_manifest(folder, manifest_bytes)
     contents: dict[str, bytes] = {}
     for file, entry in manifest.files.items():
-        contents[file] = _read(folder, file, entry.sha256)
+        contents[file] = _read(folder, file, entry.sha256, entry.bytes)
         if _digest(contents[file]) != entry.sha256:
             raise DamagedCheckpointError(f"{folder}/{file} is damaged (its sha256 differs)")
     try:
@@ -317,11 +318,14 @@ def _write(folder: str, file: str, data: bytes) -> Json:
     return {"bytes": len(data), "sha256": _digest(data)}
 
 
-def _read(folder: str, file: str, sha256: str = "") -> bytes:
+def _read(folder: str, file: str, sha256: str = "", max_bytes: int = storage.MOST_BYTES) -> bytes:
     """`sha256` lets storage read again what the wire damaged; callers check it all the same."""
     is_right = (lambda data: _digest(data) == sha256) if sha256 else None
     try:
-        return storage.read_bytes(storage.join(folder, file), is_right=is_right)
+        path = storage.join(folder, file)
+        return storage.read_bytes(path, is_right=is_right, max_bytes=max_bytes)
+    except TooLargeError as error:
+        raise DamagedCheckpointError(f"{error}: it is damaged") from error
     except OSError as error:
         raise DamagedCheckpointError(f"{folder}/{file} can't be read: {error}") from error
 

@@ -5,9 +5,12 @@ Plain data: importing this module costs milliseconds and pulls in no torch. Pres
 span several keys in `distgan/config_checks.py`.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+_MOST_VALUES = 64
 
 
 class Section(BaseModel):
@@ -16,6 +19,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _of_a_sane_size(cls, value: Any) -> Any:
+        """Numbers that a message can quote and lists that one can read."""
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > _MOST_VALUES:
+            raise ValueError(f"at most {_MOST_VALUES} values")
+        if any(isinstance(number, int) and abs(number) >= 2**63 for number in values):
+            raise ValueError("must be less than 2**63")
+        return value
 
 
 class RunConfig(Section):

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from distgan import storage
 from distgan.config import Config
 from distgan.config_checks import check_config
 from distgan.errors import UserError
@@ -115,12 +116,13 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
 def read_yaml(file: Path) -> Tree:
     """The mapping in a YAML file; `UserError` if it can't be read or holds something else."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = storage.read_bytes(str(file), max_bytes=_MOST_YAML_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read the configuration file {file}: {error}") from error
     return parse_yaml(text, str(file))
 
 
+_MOST_YAML_BYTES = 10_000_000
 _MOST_VALUES = 10_000
 """In a configuration, aliases (`*name`) written out; a few lines of them can mean billions."""
 
@@ -193,7 +195,10 @@ def _unfolded_size(node: yaml.Node, known: dict[int, float]) -> float:
 
 def _short(value: Any) -> str:
     """For a message: what somebody wrote may be of any length."""
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _pick_preset(asked: str | None, in_file: Any, file: str) -> str:

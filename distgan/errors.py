@@ -17,8 +17,8 @@ class StorageError(DistganError):
     """Object storage failed for longer than `storage.retry_seconds`."""
 
 
-class TooLargeError(DistganError):
-    """An object has more bytes than the caller takes."""
+class TooLargeError(UserError):
+    """A file has more bytes than its reader takes."""
 
 
 class DivergedError(DistganError):

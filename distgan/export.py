@@ -94,17 +94,24 @@ def _load_export(folder: str, device: torch.device) -> TrainedGenerator:
     try:
         description = parse_object(storage.read_bytes(path))
         digest, step = description["weights_sha256"], int(description["step"])
+        config, rate = _described(description, path)
         data = storage.read_bytes(
             storage.join(folder, WEIGHTS),
             is_right=lambda data: hashlib.sha256(data).hexdigest() == digest,
+            max_bytes=_most_bytes(config),
         )
         if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{folder}/{WEIGHTS} is damaged: its sha256 is not that of {path}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the exported generator in {folder} can't be read: {error!r}") from error
-    config, rate = _described(description, path)
     weights = parse_tensors(f"{folder}/{WEIGHTS}", data)
     return _trained(weights, config, step, rate, device)
+
+
+def _most_bytes(config: Config) -> int:
+    """Of a file with this generator's weights in float32, and a header."""
+    shapes = generator_shapes(config)
+    return sum(4 * math.prod(shape) + 1000 for shape in shapes.values()) + 1000
 
 
 def _described(facts: Mapping[str, Any], path: str) -> tuple[Config, float]:

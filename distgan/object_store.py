@@ -85,11 +85,20 @@ class ObjectStore:
                 raise UserError(f"there is no bucket {url} at {self.endpoint}") from error
             raise
 
-    def read(self, url: str, is_right: IsRight | None = None, size: int = 0) -> Bytes:
+    def read(
+        self,
+        url: str,
+        is_right: IsRight | None = None,
+        size: int = 0,
+        max_bytes: int | None = None,
+    ) -> Bytes:
         """The whole object; if it came twice the same, also if `is_right` says no.
 
         Args:
             size: its bytes if the caller knows them, to whom `is_right` matters: saves a request.
+
+        Raises:
+            TooLargeError: it has more than `max_bytes`; none of them is read.
         """
         before, expected = b"", size if is_right else 0
 
@@ -99,6 +108,7 @@ class ObjectStore:
             if facts and facts.is_folder:
                 raise IsADirectoryError(url)
             length = facts.size if facts else expected
+            _refuse_more(length, max_bytes, url)
             data = self._read_whole(url, length)
             right = is_right(data) if is_right else bool(facts and _md5(data) == facts.md5)
             if right and len(data) == length:
@@ -325,7 +335,7 @@ class ObjectStore:
 
 def _refuse_more(size: int, max_bytes: int | None, url: str) -> None:
     if max_bytes is not None and size > max_bytes:
-        raise TooLargeError(f"{url} has more than {max_bytes} bytes")
+        raise TooLargeError(f"{url} has {size} bytes, more than the {max_bytes} it may have")
 
 
 def _md5_raw(data: Bytes) -> bytes:

@@ -25,8 +25,12 @@ from urllib.parse import unquote
 from distgan import create_once
 from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
-from distgan.errors import UserError
+from distgan.errors import TooLargeError, UserError
 from distgan.object_store import IsRight, ObjectStore
+
+MOST_BYTES = 2**30
+"""Of a file that is read whole, if its reader does not know better: folders come from elsewhere,
+too, and a sparse file may claim any size at no cost."""
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _options = StorageConfig()
@@ -125,20 +129,33 @@ def list_stamps(url: str) -> dict[str, str]:
     return _store(url).stamps(url)
 
 
-def read_bytes(path: str, *, is_right: IsRight | None = None) -> bytes:
+def read_bytes(
+    path: str, *, is_right: IsRight | None = None, max_bytes: int | None = MOST_BYTES
+) -> bytes:
     """The whole file.
 
     Args:
         is_right: checks a digest, say. Bytes from object storage that are not right are read again
             until they come right or come twice the same: then they are damaged at rest and are
             returned as they are, so callers still judge them. Without it the object's MD5 judges.
+
+    Raises:
+        TooLargeError: it has more than `max_bytes`; none of them is read.
     """
-    if is_local(path):
-        return _regular(path).read_bytes()
-    return bytes(_store(path).read(path, is_right))
+    if not is_local(path):
+        return bytes(_store(path).read(path, is_right, max_bytes=max_bytes))
+    file = _regular(path)
+    _refuse_more(file.stat().st_size, max_bytes, path)
+    return file.read_bytes()
 
 
-def read_large(path: str, *, is_right: IsRight | None = None, size: int = 0) -> Bytes:
+def read_large(
+    path: str,
+    *,
+    is_right: IsRight | None = None,
+    size: int = 0,
+    max_bytes: int | None = MOST_BYTES,
+) -> Bytes:
     """As `read_bytes`, without copying what came.
 
     Args:
@@ -146,9 +163,11 @@ def read_large(path: str, *, is_right: IsRight | None = None, size: int = 0) -> 
             then comes with the first request. One of another size still comes as it is.
     """
     if not is_local(path):
-        return _store(path).read(path, is_right, size)
+        return _store(path).read(path, is_right, size, max_bytes)
     with _regular(path).open("rb", buffering=0) as file:
-        buffer, filled = new_buffer(os.fstat(file.fileno()).st_size), 0
+        length = os.fstat(file.fileno()).st_size
+        _refuse_more(length, max_bytes, path)
+        buffer, filled = new_buffer(length), 0
         while count := file.readinto(buffer[filled:]):
             filled += count
     return buffer[:filled]
@@ -271,6 +290,11 @@ def _store(url: str) -> ObjectStore:
         slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
         _stores[key] = ObjectStore(scheme.lower(), _options, slots)
     return _stores[key]
+
+
+def _refuse_more(size: int, max_bytes: int | None, path: str) -> None:
+    if max_bytes is not None and size > max_bytes:
+        raise TooLargeError(f"{path} has {size} bytes, more than the {max_bytes} it may have")
 
 
 def _regular(path: str) -> Path:

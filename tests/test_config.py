@@ -141,6 +141,23 @@ def test_unknown_keys_name_the_nearest(override: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("model.patch", "9" * 4300),
+        ("model.patch", "0x" + "f" * 9000),  # Python writes no number of so many digits
+        ("seed", str(2**63)),
+        ("model.generator.channels", str([16] * 65)),
+        ("model.attention.resolutions", f"[{2**63}]"),
+    ],
+)
+def test_what_no_message_could_quote_is_refused(key: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"bad configuration value: {key}=") as raised:
+        load_config(overrides=[f"{key}={text}"])
+    assert len(str(raised.value)) < 200
+    assert load_config(overrides=[f"seed={2**63 - 1}"]).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "train.batch_size=many",

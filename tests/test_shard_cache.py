@@ -26,7 +26,9 @@ class Storage:
         self.shards = [np.random.default_rng(n).bytes(SHARD) for n in range(6)]
         self.reads: list[int] = []
 
-    def read_large(self, url: str, *, is_right: object = None, size: int = 0) -> bytes:
+    def read_large(
+        self, url: str, *, is_right: object = None, size: int = 0, max_bytes: int = 0
+    ) -> bytes:
         if "://" not in url:
             return Path(url).read_bytes()
         number = int(url.removeprefix("s3://bucket/"))

@@ -33,9 +33,8 @@ def copy_state(parent_dir: str, step: int, config: Config) -> None:
                            "checkpoint.keep and start a new sweep")  # fmt: skip
     storage.remove_tree(storage.join(run_dir, "checkpoints"))
     for name in [*(n for n in storage.list_names(source) if n != COMMITTED), COMMITTED]:
-        storage.write_bytes(
-            storage.join(target, name), storage.read_bytes(storage.join(source, name))
-        )
+        data = storage.read_bytes(storage.join(source, name), max_bytes=None)
+        storage.write_bytes(storage.join(target, name), data)
     if storage.exists(storage.join(run_dir, DIVERGED)):
         storage.remove(storage.join(run_dir, DIVERGED))
     answers = {

@@ -17,6 +17,7 @@ from distgan.buffers import Bytes
 from distgan.data.clip_formats import ClipFormat, decode
 from distgan.data.manifest import (
     MANIFEST_NAME,
+    MOST_SHARD_BYTES,
     UNFINISHED_NAME,
     ClipSpec,
     Manifest,
@@ -104,7 +105,7 @@ def _index_shard(folder: str, name: str) -> _IndexedShard:
     """Describes one shard, in a worker process or here."""
     path = storage.join(folder, name)
     try:
-        data = storage.read_large(path)
+        data = storage.read_large(path, max_bytes=MOST_SHARD_BYTES)
     except OSError as error:
         raise UserError(f"can't read the shard {path}: {error.strerror or error}") from error
     members, damaged_at, odd = read_members(data)

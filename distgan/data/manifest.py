@@ -18,13 +18,17 @@ UNFINISHED_NAME = ".prepare"
 """Folder in it that holds the finished part of the work until all is done; see `journal`."""
 
 
+MOST_SHARD_BYTES = 2**32
+"""A shard is read whole; prepare makes them of at most 1 GB."""
+
+
 class ShardEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,200}\.tar$")
     """File in the data set's own folder."""
     samples: int = Field(ge=0)
-    bytes: int = Field(ge=0, lt=2**50)
+    bytes: int = Field(ge=0, le=MOST_SHARD_BYTES)
     sha256: str
     keys: tuple[str, ...]
     """Sample keys in the order of the tar."""

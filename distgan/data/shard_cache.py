@@ -14,6 +14,7 @@ from pathlib import Path
 from distgan import storage
 from distgan.buffers import Bytes
 from distgan.config import DataConfig
+from distgan.errors import TooLargeError
 
 _NAME = "[0-9a-f]" * 64 + ".tar"
 """Only files named like this are ever removed: the folder may hold others."""
@@ -30,7 +31,13 @@ class ShardCache:
         self._is_usable = True
 
     def read(
-        self, url: str, sha256: str, is_right: Callable[[Bytes], bool], size: int = 0
+        self,
+        url: str,
+        sha256: str,
+        is_right: Callable[[Bytes], bool],
+        *,
+        size: int = 0,
+        max_bytes: int = storage.MOST_BYTES,
     ) -> Bytes:
         """The shard's bytes from the cache or, if it isn't there or is damaged there, from `url`,
         where it has this `size`.
@@ -39,7 +46,7 @@ class ShardCache:
             As `storage.read_large`. A cache that can't be used is said once, and done without.
         """
         file = self.folder / f"{sha256}.tar"
-        data = self._cached(file)
+        data = self._cached(file, max_bytes)
         if data is not None:
             if is_right(data):
                 return data
@@ -52,7 +59,7 @@ class ShardCache:
             came_right = is_right(data)
             return came_right
 
-        data = storage.read_large(url, is_right=judge, size=size)
+        data = storage.read_large(url, is_right=judge, size=size, max_bytes=max_bytes)
         if came_right and self._is_usable and len(data) <= self.limit_bytes:
             try:
                 self._keep(file, data)
@@ -60,12 +67,14 @@ class ShardCache:
                 self._give_up(error)
         return data
 
-    def _cached(self, file: Path) -> Bytes | None:
+    def _cached(self, file: Path, max_bytes: int) -> Bytes | None:
         try:
-            data = storage.read_large(str(file))
+            data = storage.read_large(str(file), max_bytes=max_bytes)
             os.utime(file)
         except FileNotFoundError:  # not there, or another process has just let it go
             return None
+        except TooLargeError:
+            return b""  # damaged
         except OSError as error:
             self._give_up(error)
             return None

@@ -13,7 +13,7 @@ from distgan.data.damage import Cause, ShardDamage
 from distgan.data.manifest import Manifest, ShardEntry
 from distgan.data.shard_cache import ShardCache
 from distgan.data.tars import TarContents, plain_members, read_members
-from distgan.errors import UserError
+from distgan.errors import TooLargeError, UserError
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,16 @@ def read_shard(
         return digest == entry.sha256
 
     try:
+        most = 2 * max(shard.bytes for shard in manifest.shards)
         if cache is None or storage.is_local(path):
-            data = storage.read_large(path, is_right=is_right, size=entry.bytes)
+            data = storage.read_large(path, is_right=is_right, size=entry.bytes, max_bytes=most)
         else:
-            data = cache.read(path, entry.sha256, is_right, entry.bytes)
+            data = cache.read(path, entry.sha256, is_right, size=entry.bytes, max_bytes=most)
     except FileNotFoundError:
-        every = tuple[tuple[int, Cause], ...]((i, "shard_missing") for i in range(entry.samples))
-        nothing = (None,) * entry.samples
-        return Shard(nothing, nothing, ShardDamage(index, "is missing", every))
+        return _nothing_of(index, entry, "is missing", "shard_missing")
+    except TooLargeError:  # by far: its name is all that it has of a shard
+        problem = f"has far more than the {entry.bytes} bytes of the manifest"
+        return _nothing_of(index, entry, problem, "shard_swapped")
     except OSError as error:
         raise UserError(
             f"can't read the shard {path}: {error.strerror or error}; put the shard itself there, "
@@ -78,6 +80,13 @@ def read_shard(
         ) from error
     digest = digest or hashlib.sha256(data).hexdigest()  # local files are not judged on the way
     return _check(data, digest, manifest, index, check_each=check_each)
+
+
+def _nothing_of(index: int, entry: ShardEntry, problem: str, cause: Cause) -> Shard:
+    """A shard of which no sample is there."""
+    every = tuple((place, cause) for place in range(entry.samples))
+    nothing = (None,) * entry.samples
+    return Shard(nothing, nothing, ShardDamage(index, problem, every))
 
 
 def _check(data: Bytes, digest: str, manifest: Manifest, index: int, *, check_each: bool) -> Shard:

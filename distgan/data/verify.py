@@ -15,6 +15,7 @@ from distgan.data.manifest import ClipSpec, Manifest, read_manifest
 from distgan.data.prepare_report import digest_of_inputs
 from distgan.data.shard_reader import read_shard
 from distgan.data.workers import in_processes
+from distgan.errors import TooLargeError
 from distgan.strict_json import parse_object
 
 
@@ -126,7 +127,7 @@ def _problems_of_report(folder: str, manifest: Manifest) -> list[str]:
         found = digest_of_inputs((video["video"], video["sha256"]) for video in videos)
     except FileNotFoundError:
         return [f"{REPORT_NAME}: is missing; {remedy}"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, TooLargeError):
         return [f"{REPORT_NAME}: is damaged; {remedy}"]
     if found == wanted:
         return []

@@ -73,7 +73,8 @@ class MetricsWriter:
     def _fetch(self, run_dir: str) -> Path:
         """A local folder that is uploaded from now on, with the metrics of earlier starts."""
         there = storage.join(run_dir, METRICS_NAME)
-        before = storage.read_bytes(there) if storage.exists(there) else b""
+        found = storage.exists(there)
+        before = storage.read_bytes(there, max_bytes=None) if found else b""
         self._spool = UploadedFolder(run_dir, storage.options().upload_interval_seconds)
         (self._spool.path / METRICS_NAME).write_bytes(before)
         return self._spool.path
