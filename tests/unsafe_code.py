@@ -1,7 +1,7 @@
 """Finds code that could run somebody else's code, in the text of a Python file.
 
-Names are followed through imports and their aliases. What is put together at run time (a name from
-a configuration, say) is not found: that is what reviews are for.
+Names are followed through imports, their aliases and plain assignments. What is put together at
+run time (a name from a configuration, say) is not found: that is what reviews are for.
 """
 
 import ast
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 _MODULES = frozenset({
     "pickle", "_pickle", "cPickle", "pickle5", "cloudpickle", "dill", "joblib", "jsonpickle",
-    "marshal", "shelve",
+    "marshal", "shelve", "runpy", "pty",
 })  # fmt: skip
 _NAMES = frozenset({
     "torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter",
@@ -19,12 +19,23 @@ _NAMES = frozenset({
     "shutil.unpack_archive", "pandas.read_pickle", "yaml.unsafe_load", "yaml.unsafe_load_all",
     "yaml.full_load", "yaml.full_load_all", "yaml.Loader", "yaml.UnsafeLoader", "yaml.FullLoader",
     "yaml.CLoader", "yaml.CUnsafeLoader", "yaml.CFullLoader", "yaml.Constructor",
-    "yaml.UnsafeConstructor", "yaml.FullConstructor",
+    "yaml.UnsafeConstructor", "yaml.FullConstructor", "__builtins__",
+    "multiprocessing.reduction.ForkingPickler", "torch.distributed.checkpoint.load",
+    "code.InteractiveInterpreter", "code.InteractiveConsole", "code.interact",
 })  # fmt: skip
 """Never to be named, called or not."""
 _HIDDEN = frozenset(name.rpartition(".")[2] for name in _NAMES) - {"load", "save", "compile"}
 """What `getattr` must not fetch by a literal name."""
-_METHODS = frozenset({"extractall", "extract"})
+_METHODS = frozenset({"extractall", "extract", "add_constructor", "add_multi_constructor"})
+_ATTRIBUTES = frozenset({"extractall", "_extract_member", "subprocess_shell"})
+"""Of whatever object, called or not."""
+_STARTS = ("os.exec", "os.spawn", "os.posix_spawn", "subprocess.")
+_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "/bin/sh", "/bin/bash"})
+_MOST_PLACES = {
+    "numpy.load": 2, "numpy.lib.format.read_array": 1, "subprocess.run": 1, "subprocess.Popen": 1,
+    "subprocess.call": 1, "subprocess.check_call": 1, "subprocess.check_output": 1,
+}  # fmt: skip
+"""Arguments without a name: those after them would say `allow_pickle` or `shell`."""
 _SAFE_ARGUMENTS = {"shell": "False", "allow_pickle": "False", "weights_only": "True"}
 _SAFE_LOADERS = frozenset({"yaml.SafeLoader", "yaml.CSafeLoader"})
 """Classes that the same file derives from these alone are safe as well."""
@@ -44,7 +55,7 @@ def unsafe_places(source: str) -> list[str]:
 
 
 def _aliases(tree: ast.AST) -> dict[str, str]:
-    """Each imported name -> what it stands for."""
+    """Each imported name -> what it stands for, and each name that is set to such a one."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -54,6 +65,12 @@ def _aliases(tree: ast.AST) -> dict[str, str]:
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.NamedExpr)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            name = _full_name(node.value, found)
+            if name.partition(".")[0] in {value.partition(".")[0] for value in found.values()}:
+                found |= {t.id: name for t in targets if isinstance(t, ast.Name)}
     return found
 
 
@@ -72,25 +89,31 @@ def _safe_loaders(tree: ast.AST, aliases: dict[str, str]) -> frozenset[str]:
 def _problems(
     node: ast.AST, aliases: dict[str, str], safe_loaders: frozenset[str]
 ) -> Iterator[str]:
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        yield from (name for name in modules if name.partition(".")[0] in _MODULES)
-        if isinstance(node, ast.ImportFrom):
-            full = [_as_exported(f"{node.module}.{alias.name}") for alias in node.names]
-            yield from (name for name in full if name in _NAMES)
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if _is_unsafe(alias.name))
+    elif isinstance(node, ast.ImportFrom):
+        full = [_as_exported(f"{node.module}.{alias.name}") for alias in node.names]
+        yield from (name for name in full if _is_unsafe(name) or name.endswith(".*"))
     elif isinstance(node, (ast.Name, ast.Attribute)):
         name = _full_name(node, aliases)
-        if name in _NAMES:
+        if _is_unsafe(name) and (isinstance(node, ast.Attribute) or "." in name or name in _NAMES):
             yield name
+        elif isinstance(node, ast.Attribute) and node.attr in _ATTRIBUTES:
+            yield f".{node.attr}"
+    elif isinstance(node, ast.Subscript):
+        if _is_text(node.slice) and ast.literal_eval(node.slice) in _HIDDEN:
+            yield ast.unparse(node)
     elif isinstance(node, ast.Call):
-        yield from _problems_of_call(node, aliases, safe_loaders)
+        yield from _problems_of_call(node, _full_name(node.func, aliases), aliases, safe_loaders)
+
+
+def _is_unsafe(name: str) -> bool:
+    return name in _NAMES or not _MODULES.isdisjoint(name.split("."))
 
 
 def _problems_of_call(
-    call: ast.Call, aliases: dict[str, str], safe_loaders: frozenset[str]
+    call: ast.Call, name: str, aliases: dict[str, str], safe_loaders: frozenset[str]
 ) -> Iterator[str]:
-    name = _full_name(call.func, aliases)
     texts = [argument.value for argument in call.args if _is_text(argument)]
     if isinstance(call.func, ast.Attribute):
         method = call.func.attr
@@ -102,20 +125,44 @@ def _problems_of_call(
         loaders = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "Loader")]
         if not {_full_name(loader, aliases) for loader in loaders} & safe_loaders:
             yield name
-    if name.startswith("subprocess.") and call.args:
-        first = call.args[0]
-        if _is_text(first) or isinstance(first, (ast.JoinedStr, ast.BinOp)):
-            yield f"{name} of a text"
-    if name == "getattr" and _HIDDEN & set(texts):
-        yield f"getattr {texts}"
-    if name == "importlib.import_module" and {t.partition(".")[0] for t in texts} & _MODULES:
+    if name in ("getattr", "operator.methodcaller", "operator.attrgetter"):
+        fetched = {f"{_full_name(a, aliases)}.{text}" for a in call.args[:1] for text in texts}
+        if set(texts) & (_HIDDEN | _ATTRIBUTES) or any(map(_is_unsafe, fetched)):
+            yield f"{name} {texts}"
+    if name == "importlib.import_module" and any(map(_is_unsafe, texts)):
         yield f"{name} {texts}"
     if name.startswith("webdataset.") and any(text.startswith("pipe:") for text in texts):
         yield "a pipe of WebDataset"
-    for keyword in call.keywords:
-        safe = _SAFE_ARGUMENTS.get(keyword.arg or "")
-        if safe is not None and ast.unparse(keyword.value) != safe:
-            yield f"{keyword.arg}={ast.unparse(keyword.value)}"
+    if len(call.args) > _MOST_PLACES.get(name, len(call.args)):
+        yield f"{name}: arguments without their names"
+    if name.startswith(_STARTS):
+        yield from _problems_of_a_start(call, name)
+    yield from _problems_of_keywords(call)
+
+
+def _problems_of_a_start(call: ast.Call, name: str) -> Iterator[str]:
+    """Of a process: from a text, or of a shell."""
+    arguments = [*call.args, *(k.value for k in call.keywords if k.arg in ("args", "executable"))]
+    if name.startswith("subprocess.") and any(
+        _is_text(argument) or isinstance(argument, (ast.JoinedStr, ast.BinOp))
+        for argument in arguments
+    ):
+        yield f"{name} of a text"
+    firsts = [a.elts[0] for a in arguments if isinstance(a, (ast.List, ast.Tuple)) and a.elts]
+    if any(_is_text(a) and ast.literal_eval(a) in _SHELLS for a in (*firsts, *arguments)):
+        yield f"{name} of a shell"
+
+
+def _problems_of_keywords(call: ast.Call) -> Iterator[str]:
+    given = [(keyword.arg, keyword.value) for keyword in call.keywords]
+    for _, value in list(given):
+        if isinstance(value, ast.Dict):  # **{"shell": True}; of any other dict it does no harm
+            pairs = zip(value.keys, value.values, strict=True)
+            given += [(ast.literal_eval(k), v) for k, v in pairs if k is not None and _is_text(k)]
+    for key, value in given:
+        safe = _SAFE_ARGUMENTS.get(key or "")
+        if safe is not None and ast.unparse(value) != safe:
+            yield f"{key}={ast.unparse(value)}"
 
 
 def _is_text(node: ast.AST) -> bool:
@@ -129,6 +176,8 @@ def _full_name(node: ast.AST, aliases: dict[str, str]) -> str:
     if isinstance(node, ast.Attribute):
         base = _full_name(node.value, aliases)
         return _as_exported(f"{base}.{node.attr}") if base else ""
+    if isinstance(node, ast.NamedExpr):
+        return _full_name(node.value, aliases)
     return ""
 
 
