@@ -3,6 +3,7 @@
 import functools
 import gc
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from xdist.scheduler import LoadFileScheduling
 from tests.cluster_runs import CalmJob, make_calm_job
 from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
+
+
+def pytest_configure() -> None:
+    """Started in the background, a shell's children ignore Ctrl-C, and so would what tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
