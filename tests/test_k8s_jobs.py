@@ -84,7 +84,7 @@ def pods(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         shutil.copytree(tiny_data, bucket / "demo" / "data")
         variables = {
             **CREDENTIALS,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         environment = stack.enter_context(ray_head(0, start_in=app, variables=variables))
