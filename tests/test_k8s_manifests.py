@@ -144,3 +144,13 @@ def test_the_configuration_is_one_and_fits_its_workers(job: str, tmp_path: Path)
 def test_ray_in_the_manifests_is_ray_in_the_image(documents: list[Document]) -> None:
     for _, spec in ray_cluster_specs(documents):
         assert f"\nray=={spec['rayVersion']} " in LOCK.read_text()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_head_and_workers_carry_their_job_s_name(job: str, tmp_path: Path) -> None:
+    """README.md lists a job's pods by it."""
+    found = {
+        pod.metadata["labels"]["app.kubernetes.io/component"]: pod.metadata["labels"]
+        for pod in pods(render(job, tmp_path))
+    }
+    assert {found[each]["app.kubernetes.io/instance"] for each in ("head", "worker")} == {job}
