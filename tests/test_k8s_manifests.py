@@ -1,12 +1,15 @@
 """Every overlay renders, is what Kubernetes and KubeRay take, and keeps to the policy."""
 
+import re
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from distgan.config_checks import needed_stored_frames, stored_frames
 from distgan.config_loading import load_config
+from launch import build_parser
 from tests.k8s_policy import breaches
 from tests.k8s_render import (
     OVERLAYS,
@@ -115,7 +118,7 @@ def test_a_bucket_may_be_a_folder_of_one(tmp_path: Path) -> None:
     assert job["spec"]["entrypoint"].split() == [
         "python", "launch.py", "tune", "--config", "config/train.yaml",
         "--space", "config/space.yaml",
-        "run.dir=s3://bucket/team/gans/runs/sweep", "data.shards=s3://bucket/team/gans/data",
+        "run.dir=s3://bucket/team/gans/runs/sweep", "data.shards=s3://bucket/team/gans/data-64",
     ]  # fmt: skip
 
 
@@ -154,3 +157,23 @@ def test_head_and_workers_carry_their_job_s_name(job: str, tmp_path: Path) -> No
         for pod in pods(render(job, tmp_path))
     }
     assert {found[each]["app.kubernetes.io/instance"] for each in ("head", "worker")} == {job}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_page_s_commands_make_data_that_fits(job: str, tmp_path: Path) -> None:
+    """One command of README.md writes where the overlay reads, in the overlay's size."""
+    (ray_job,) = of_kind(render(job, tmp_path, SETTINGS | {"BUCKET": "BUCKET"}), "RayJob")
+    words = ray_job["spec"]["entrypoint"].split()
+    file = REPOSITORY / "k8s" / "overlays" / job / "train.yaml"
+    wanted = load_config(None, file, [word for word in words if "=" in word])
+    page = (REPOSITORY / "k8s" / "README.md").read_text()
+    made = {}
+    for line in re.findall(r"^ *python launch.py ((?:demo|prepare) [^#\n]*)", page, re.M):
+        arguments = build_parser().parse_args(line.split())
+        demo = arguments.command == "demo"
+        preset = "demo" if demo else arguments.preset
+        shards = f"{arguments.output}/data" if demo else arguments.output
+        made[shards] = load_config(preset, None, arguments.overrides)
+    fitting = made[wanted.data.shards]
+    assert fitting.data.resolution == wanted.data.resolution
+    assert stored_frames(fitting) >= needed_stored_frames(wanted)
