@@ -177,3 +177,10 @@ def test_the_page_s_commands_make_data_that_fits(job: str, tmp_path: Path) -> No
     fitting = made[wanted.data.shards]
     assert fitting.data.resolution == wanted.data.resolution
     assert stored_frames(fitting) >= needed_stored_frames(wanted)
+
+
+def test_an_image_may_be_a_digest(tmp_path: Path) -> None:
+    digest = f"registry.example.org/distgan@sha256:{64 * 'a'}"
+    documents = render("cpu-smoke", tmp_path, SETTINGS | {"IMAGE": digest})
+    assert breaches(documents) == []
+    assert pods(documents)[0].containers[0]["image"] == digest
