@@ -184,3 +184,21 @@ def test_an_image_may_be_a_digest(tmp_path: Path) -> None:
     documents = render("cpu-smoke", tmp_path, SETTINGS | {"IMAGE": digest})
     assert breaches(documents) == []
     assert pods(documents)[0].containers[0]["image"] == digest
+
+
+def test_the_page_s_commands_name_what_is_there(tmp_path: Path) -> None:
+    """Rendered objects, and those that KubeRay and Kubernetes make of them."""
+    documents = [document for overlay in OVERLAYS for document in render(overlay, tmp_path)]
+    present = {(d["kind"].lower(), d["metadata"]["name"]) for d in documents}
+    present |= {("pdb", name) for kind, name in present if kind == "poddisruptionbudget"}
+    present |= {("job", name) for kind, name in present if kind == "rayjob"}
+    owners = [name for kind, name in present if kind in ("rayjob", "raycluster")]
+    present |= {("service", f"{name}-head-svc") for name in owners}
+    for stateful in of_kind(documents, "StatefulSet"):
+        (claim,) = stateful["spec"]["volumeClaimTemplates"]
+        present.add(("pvc", f"{claim['metadata']['name']}-{stateful['metadata']['name']}-0"))
+    page = (REPOSITORY / "k8s" / "README.md").read_text()
+    named = re.findall(r"kubectl -n distgan [a-z-]+ (?:--follow )?([a-z,]+)[ /]([a-z][\w-]*)", page)
+    wanted = {(kind, name) for kinds, name in named for kind in kinds.split(",")}
+    assert ("raycluster", "distgan") in wanted and len(wanted) >= 10
+    assert {each for each in wanted if each[0] != "secret"} <= present
