@@ -146,6 +146,15 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
         "multi-node",
         lambda d: set_in(
             cluster(d)["headGroupSpec"], "headService", {"spec": {"type": "LoadBalancer"}})),
+    "the dashboard's own service on an address of the machines": (
+        "multi-node",
+        lambda d: set_in(
+            cluster(d)["headGroupSpec"], "headService",
+            {"spec": {"externalIPs": ["192.0.2.1"]}})),
+    "a role of SELinux": (
+        "cluster",
+        lambda d: container(d, "redis")["securityContext"].update(
+            seLinuxOptions={"role": "sysadm_r"})),
     "no fault tolerance": ("cluster", lambda d: cluster(d).pop("gcsFaultToleranceOptions")),
     "Redis without a password": (
         "cluster", lambda d: set_in(container(d, "redis"), "args", ["redis-server --dir /data"])),
