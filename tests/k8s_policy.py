@@ -7,50 +7,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import yaml
+
+from tests.k8s_network import network
+from tests.k8s_pod_security import restricted
 from tests.k8s_render import Document, Pod, name_of, of_kind, pods, ray_cluster_specs
+from tests.k8s_secrets import inline_secrets
 
 LEAST_GRACE_S = 300
 """Of heads and workers: as long as an upload may be retried (`storage.retry_seconds`)."""
-_SERVICE_ACCOUNT_FILES = "/var/run/secrets/kubernetes.io/serviceaccount"
-_SECRET_NAME = re.compile(r"secret|password|token|access_key|credential", re.I)
-_RESTRICTED_VOLUMES = {
-    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim",
-    "projected", "secret",
-}  # fmt: skip
-
-
-def restricted(pod: Pod) -> Iterator[str]:
-    """Kubernetes' Pod Security Standard "restricted", and the baseline below it."""
-    spec, security = pod.spec, pod.spec.get("securityContext", {})
-    for field in ("hostNetwork", "hostPID", "hostIPC"):
-        if spec.get(field):
-            yield f"{pod.where}: {field}"
-    for volume in spec.get("volumes", []):
-        for kind in volume.keys() - {"name"} - _RESTRICTED_VOLUMES:
-            yield f"{pod.where}: volume {volume['name']} is a {kind}"
-    if security.get("sysctls"):
-        yield f"{pod.where}: sysctls"
-    for container in pod.containers:
-        where = f"{pod.where}, {container['name']}"
-        own = container.get("securityContext", {})
-        if own.get("privileged"):
-            yield f"{where}: privileged"
-        if own.get("allowPrivilegeEscalation") is not False:
-            yield f"{where}: allowPrivilegeEscalation is not false"
-        if "ALL" not in own.get("capabilities", {}).get("drop", []):
-            yield f"{where}: capabilities are not dropped"
-        if set(own.get("capabilities", {}).get("add", [])) - {"NET_BIND_SERVICE"}:
-            yield f"{where}: capabilities are added"
-        if own.get("runAsNonRoot", security.get("runAsNonRoot")) is not True:
-            yield f"{where}: runAsNonRoot is not true"
-        if own.get("runAsUser", security.get("runAsUser")) == 0:
-            yield f"{where}: runAsUser is 0"
-        profile = own.get("seccompProfile", security.get("seccompProfile", {})).get("type")
-        if profile not in ("RuntimeDefault", "Localhost"):
-            yield f"{where}: seccompProfile is {profile}"
-        for port in container.get("ports", []):
-            if port.get("hostPort"):
-                yield f"{where}: hostPort"
+PRIORITY = "distgan-training"
 
 
 def hardened(pod: Pod) -> Iterator[str]:
@@ -94,12 +60,45 @@ def kubernetes_token(pod: Pod) -> Iterator[str]:
                 yield f"{pod.where}, {container['name']}: a token for Kubernetes"
 
 
-def inline_secrets(pod: Pod) -> Iterator[str]:
-    """No credential is written in a manifest."""
+def disk(pod: Pod) -> Iterator[str]:
+    """What its folders may hold fits into its ephemeral storage: else it is evicted before."""
+    limits = pod.spec["containers"][0].get("resources", {}).get("limits", {})
+    folders = [volume.get("emptyDir") or {} for volume in pod.spec.get("volumes", [])]
+    on_disk = [folder for folder in folders if folder.get("medium") != "Memory"]
+    held = sum(bytes_of(folder.get("sizeLimit", "0Gi")) for folder in on_disk)
+    if "ephemeral-storage" in limits and held > bytes_of(limits["ephemeral-storage"]):
+        yield f"{pod.where}: its folders may hold more than its ephemeral storage"
+
+
+def bytes_of(quantity: str) -> int:
+    return int(quantity.removesuffix("Gi")) * 2**30
+
+
+def lasting(pod: Pod) -> Iterator[str]:
+    """Heads, and Redis which holds a head's state, are not on spot nodes and have a priority."""
+    component = pod.metadata.get("labels", {}).get("app.kubernetes.io/component")
+    if component in ("head", "worker", "redis") and pod.spec.get("priorityClassName") != PRIORITY:
+        yield f"{pod.where}: its priorityClassName is not {PRIORITY}"
+    terms = str(pod.spec.get("affinity", {}).get("nodeAffinity", {}))
+    if component in ("head", "redis") and "spot" not in terms:
+        yield f"{pod.where}: may run on spot nodes"
+
+
+def servers(pod: Pod) -> Iterator[str]:
+    """TensorBoard, which knows no users, is on loopback; Redis asks for the Secret's password."""
     for container in pod.containers:
-        for variable in container.get("env", []):
-            if _SECRET_NAME.search(variable["name"]) and "value" in variable:
-                yield f"{pod.where}, {container['name']}: {variable['name']} is written out"
+        where = f"{pod.where}, {container['name']}"
+        words = [*container.get("command", []), *container.get("args", [])]
+        if container["name"] == "tensorboard" and (
+            [word for word in words if "--host" in word or "--bind" in word] != ["--host=127.0.0.1"]
+        ):
+            yield f"{where}: listens beyond loopback"
+        if container["name"] == "redis":
+            env = {each["name"]: each for each in container.get("env", [])}
+            source = env.get("REDIS_PASSWORD", {}).get("valueFrom", {})
+            asks = "requirepass %s" in words[-1] and '"$REDIS_PASSWORD"' in words[-1]
+            if not asks or "secretKeyRef" not in source:
+                yield f"{where}: asks for no password"
 
 
 def ray_pods(documents: list[Document]) -> Iterator[str]:
@@ -108,31 +107,42 @@ def ray_pods(documents: list[Document]) -> Iterator[str]:
         if spec.get("authOptions", {}).get("mode") != "token":
             yield f"{where}: no token authentication"
         head = spec["headGroupSpec"]
-        if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
+        service = head.get("headService", {}).get("spec", {})
+        kinds = ((head, "serviceType"), (service, "type"))
+        if (
+            {each.get(key, "ClusterIP") for each, key in kinds} != {"ClusterIP"}
+            or head.get("enableIngress")
+            or service.get("externalIPs")
+        ):
             yield f"{where}: the dashboard is exposed"
-        terms = str(head["template"]["spec"].get("affinity", {}).get("nodeAffinity", {}))
-        if "spot" not in terms:
-            yield f"{where}: the head may run on spot nodes"
-        templates = [head["template"], *(g["template"] for g in spec["workerGroupSpecs"])]
-        for template in templates:
-            yield from _ray_pod(where, template["spec"])
+        for group in (head, *spec["workerGroupSpecs"]):
+            yield from _ray_pod(where, group)
         for group in spec["workerGroupSpecs"]:
             yield from _worker(f"{where}, {group['groupName']}", group["template"]["spec"])
 
 
-def _ray_pod(where: str, spec: Mapping[str, Any]) -> Iterator[str]:
+def _ray_pod(where: str, group: Mapping[str, Any]) -> Iterator[str]:
+    spec = group["template"]["spec"]
     container = spec["containers"][0]
     where = f"{where}, {container['name']}"
     if spec.get("terminationGracePeriodSeconds", 30) < LEAST_GRACE_S:
         yield f"{where}: terminationGracePeriodSeconds is below {LEAST_GRACE_S}"
-    if "preStop" not in container.get("lifecycle", {}):
+    hook = str(container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command"))
+    asks = "pkill -TERM" in hook or container["name"] != "ray-head"
+    if not asks or "while pgrep" not in hook:
         yield f"{where}: no preStop hook: it would end without a checkpoint"
-    if not spec.get("priorityClassName"):
-        yield f"{where}: no priorityClassName"
-    memory = {v["name"] for v in spec["volumes"] if v.get("emptyDir", {}).get("medium") == "Memory"}
+    memory = {
+        volume["name"]: bytes_of(volume["emptyDir"]["sizeLimit"])
+        for volume in spec["volumes"]
+        if volume.get("emptyDir", {}).get("medium") == "Memory"
+    }
     mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
-    if mounts.get("/dev/shm") not in memory:
+    shared = memory.get(mounts.get("/dev/shm", ""), 0)
+    store = int(group["rayStartParams"].get("object-store-memory", 2**63))
+    if not shared:
         yield f"{where}: no shared memory at /dev/shm"
+    elif store > shared / 2:  # Ray would put what does not fit into /tmp; DataLoader, NCCL need it
+        yield f"{where}: Ray's object store leaves too little of /dev/shm"
     if not any("secretRef" in source for source in container.get("envFrom", [])):
         yield f"{where}: no credentials from a Secret"
 
@@ -168,46 +178,10 @@ def namespace(documents: list[Document]) -> Iterator[str]:
             yield f"{name_of(document)}: in no namespace"
 
 
-def network(documents: list[Document]) -> Iterator[str]:
-    """Default deny; what is allowed names its peers and, but among Ray's pods, its ports."""
-    policies = of_kind(documents, "NetworkPolicy")
-    if not any(
-        policy["spec"]["podSelector"] == {}
-        and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
-        and not policy["spec"].keys() & {"ingress", "egress"}
-        for policy in policies
-    ):
-        yield "no policy that denies by default"
-    for policy in policies:
-        where = name_of(policy)
-        for side, peers in (("ingress", "from"), ("egress", "to")):
-            for rule in policy["spec"].get(side, []):
-                if not rule.get(peers):
-                    yield f"{where}: {side} for anybody"
-                if not rule.get("ports") and policy["metadata"]["name"] != "ray-nodes":
-                    yield f"{where}: {side} on any port"
-                for peer in rule.get(peers, []):
-                    yield from _peer(f"{where}: {side}", side, peer)
-
-
-def _peer(where: str, side: str, peer: Mapping[str, Any]) -> Iterator[str]:
-    block = peer.get("ipBlock")
-    if block and side == "ingress":
-        yield f"{where} from addresses"
-    if block and "169.254.0.0/16" not in block.get("except", []):
-        yield f"{where} to the machines' metadata service"
-    if peer.get("namespaceSelector") == {} and not peer.get("podSelector"):
-        yield f"{where} for all pods of all namespaces"
-    if peer.get("podSelector") == {}:
-        yield f"{where} for all pods of the namespace"
-
-
 def objects(documents: list[Document]) -> Iterator[str]:
-    """No Secret is in the repository, nothing is open to the world, a budget guards each head."""
+    """Nothing is open to the world; a budget guards each head, and Redis."""
     for document in documents:
         where = name_of(document)
-        if document["kind"] == "Secret":
-            yield f"{where}: secrets are made by hand, not kept here"
         if document["kind"] == "Ingress":
             yield f"{where}: open to the world"
         if document["kind"] == "Service" and document["spec"].get("type", "ClusterIP") != (
@@ -218,14 +192,10 @@ def objects(documents: list[Document]) -> Iterator[str]:
             "automountServiceAccountToken"
         ) is not False:  # fmt: skip
             yield f"{where}: mounts its token"
-        if document["kind"] == "ConfigMap":
-            for key, value in document.get("data", {}).items():
-                if re.search(r"(?i)(secret|password|access_key|token)\w*\s*[:=]\s*\S", value):
-                    yield f"{where}: {key} holds a credential"
     budgets = [budget["spec"] for budget in of_kind(documents, "PodDisruptionBudget")]
     for pod in pods(documents):
         labels = pod.metadata.get("labels", {})
-        if labels.get("app.kubernetes.io/component") == "head" and not any(
+        if labels.get("app.kubernetes.io/component") in ("head", "redis") and not any(
             budget.get("minAvailable") == 1
             and budget["selector"]["matchLabels"].items() <= labels.items()
             for budget in budgets
@@ -246,15 +216,25 @@ def jobs(documents: list[Document]) -> Iterator[str]:
             yield f"{where}: no further attempt after a lost head"
         if not re.fullmatch(r"[\w ./:=-]+", spec["entrypoint"]):
             yield f"{where}: the entrypoint means something to a shell"
-        if "RAY_JOB_STOP_WAIT_TIME_S" not in spec.get("runtimeEnvYAML", ""):
-            yield f"{where}: stopped, it has 3 s for its checkpoint"
+        environment = yaml.safe_load(spec.get("runtimeEnvYAML", "{}")).get("env_vars", {})
+        if int(environment.get("RAY_JOB_STOP_WAIT_TIME_S", 3)) < LEAST_GRACE_S:
+            yield f"{where}: stopped, it has no time for its checkpoint"
+
+
+def fault_tolerance(documents: list[Document]) -> Iterator[str]:
+    """A cluster that stays keeps its head's state, behind a password from a Secret."""
+    for cluster in of_kind(documents, "RayCluster"):
+        options = cluster["spec"].get("gcsFaultToleranceOptions", {})
+        source = options.get("redisPassword", {}).get("valueFrom", {})
+        if "secretKeyRef" not in source:
+            yield f"{name_of(cluster)}: no Redis with a password for its head's state"
 
 
 FOR_PODS: tuple[Callable[[Pod], Iterator[str]], ...] = (
-    restricted, hardened, kubernetes_token, inline_secrets,
+    restricted, hardened, kubernetes_token, disk, lasting, servers,
 )  # fmt: skip
 FOR_ALL: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
-    ray_pods, namespace, network, objects, jobs,
+    ray_pods, namespace, network, objects, jobs, fault_tolerance, inline_secrets,
 )  # fmt: skip
 
 

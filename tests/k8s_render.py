@@ -1,5 +1,6 @@
 """The manifests of `k8s/` as `kubectl kustomize` renders them, and the pods that they describe."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ OVERLAYS = ("cpu-smoke", "single-gpu", "multi-node", "sweep", "cluster")
 SETTINGS = {
     "IMAGE": "registry.example.org/distgan:0.1.0",
     "BUCKET": "bucket",
-    "AWS_ENDPOINT_URL": "https://s3.example.org",
+    "AWS_ENDPOINT_URL_S3": "https://s3.example.org",
     "CREDENTIALS": "object-storage",
 }
 _LEAST_VERSION = (1, 27)
@@ -61,10 +62,12 @@ def kustomize(
     copy = folder / "k8s"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(REPOSITORY / "k8s", copy)
-    file = copy / "base" / "settings.env"
+    file = copy / "base" / "settings.yaml"
     text = file.read_text()
     for name, value in settings.items():
-        text, count = re.subn(rf"^#{name}=.*$", f"{name}={value}", text, flags=re.M)
+        text, count = re.subn(
+            rf"^  {name}: #.*$", f"  {name}: {json.dumps(value)}", text, flags=re.M
+        )
         assert count == 1, name
     file.write_text(text)
     return subprocess.run(
@@ -73,9 +76,7 @@ def kustomize(
     )  # fmt: skip
 
 
-def render(
-    overlay: str, folder: Path, settings: Mapping[str, str] = SETTINGS
-) -> list[Document]:
+def render(overlay: str, folder: Path, settings: Mapping[str, str] = SETTINGS) -> list[Document]:
     done = kustomize(overlay, folder, settings)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]

@@ -97,3 +97,19 @@ def test_the_dockerfile_is_clean() -> None:
 def test_every_overlay_is_tested() -> None:
     folders = {folder.name for folder in (REPOSITORY / "k8s" / "overlays").iterdir()}
     assert folders == set(OVERLAYS)
+
+
+def test_the_cuda_image_can_compile_what_runs_compile() -> None:
+    """Triton makes a C module of each kernel's launcher (distgan/attention/flex.py); the CPU image
+    needs no compiler, and neither lays claim to a machine's GPUs by itself."""
+    final = DOCKERFILE.rpartition("\nFROM ")[2]
+    (condition,) = re.findall(r"if \[ (.+?) \]; then .*gcc libc6-dev", final)
+    assert condition == '"${VARIANT}" = cuda'
+    assert final.index("ARG VARIANT=cuda") < final.index(condition)
+    assert "NVIDIA_VISIBLE_DEVICES" not in DOCKERFILE
+
+
+def test_the_base_image_can_be_a_digest() -> None:
+    """One argument for both stages, with a tag where none is given."""
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.M) == ["${PYTHON}", "${PYTHON}"]
+    assert re.search(r"^ARG PYTHON=docker\.io/library/python:3\.11-\S+$", DOCKERFILE, re.M)

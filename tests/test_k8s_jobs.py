@@ -80,11 +80,11 @@ def pods(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(rclone_server(root / "s3"))
         bucket = root / "s3" / BUCKET
-        shutil.copytree(tiny_data, bucket / "data")
-        shutil.copytree(tiny_data, bucket / "demo" / "data")
+        for folder in ("data-64", "data-128", "demo/data"):
+            shutil.copytree(tiny_data, bucket / folder)
         variables = {
             **CREDENTIALS,
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         environment = stack.enter_context(ray_head(0, start_in=app, variables=variables))
@@ -260,7 +260,7 @@ def test_a_cluster_of_another_version_is_said(pods: Pods) -> None:
     mount(pods, cluster__num_workers=1)
     done = subprocess.run(
         [sys.executable, "-c", program, "train", "--config", str(pods.config / "train.yaml"),
-         "run.dir=s3://bucket/runs/other", "data.shards=s3://bucket/data"],
+         "run.dir=s3://bucket/runs/other", "data.shards=s3://bucket/data-64"],
         cwd=REPOSITORY, env=pods.environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

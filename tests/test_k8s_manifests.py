@@ -1,12 +1,15 @@
 """Every overlay renders, is what Kubernetes and KubeRay take, and keeps to the policy."""
 
+import re
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from distgan.config_checks import needed_stored_frames, stored_frames
 from distgan.config_loading import load_config
+from launch import build_parser
 from tests.k8s_policy import breaches
 from tests.k8s_render import (
     OVERLAYS,
@@ -115,7 +118,7 @@ def test_a_bucket_may_be_a_folder_of_one(tmp_path: Path) -> None:
     assert job["spec"]["entrypoint"].split() == [
         "python", "launch.py", "tune", "--config", "config/train.yaml",
         "--space", "config/space.yaml",
-        "run.dir=s3://bucket/team/gans/runs/sweep", "data.shards=s3://bucket/team/gans/data",
+        "run.dir=s3://bucket/team/gans/runs/sweep", "data.shards=s3://bucket/team/gans/data-64",
     ]  # fmt: skip
 
 
@@ -144,3 +147,58 @@ def test_the_configuration_is_one_and_fits_its_workers(job: str, tmp_path: Path)
 def test_ray_in_the_manifests_is_ray_in_the_image(documents: list[Document]) -> None:
     for _, spec in ray_cluster_specs(documents):
         assert f"\nray=={spec['rayVersion']} " in LOCK.read_text()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_head_and_workers_carry_their_job_s_name(job: str, tmp_path: Path) -> None:
+    """README.md lists a job's pods by it."""
+    found = {
+        pod.metadata["labels"]["app.kubernetes.io/component"]: pod.metadata["labels"]
+        for pod in pods(render(job, tmp_path))
+    }
+    assert {found[each]["app.kubernetes.io/instance"] for each in ("head", "worker")} == {job}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_page_s_commands_make_data_that_fits(job: str, tmp_path: Path) -> None:
+    """One command of README.md writes where the overlay reads, in the overlay's size."""
+    (ray_job,) = of_kind(render(job, tmp_path, SETTINGS | {"BUCKET": "BUCKET"}), "RayJob")
+    words = ray_job["spec"]["entrypoint"].split()
+    file = REPOSITORY / "k8s" / "overlays" / job / "train.yaml"
+    wanted = load_config(None, file, [word for word in words if "=" in word])
+    page = (REPOSITORY / "k8s" / "README.md").read_text()
+    made = {}
+    for line in re.findall(r"^ *python launch.py ((?:demo|prepare) [^#\n]*)", page, re.M):
+        arguments = build_parser().parse_args(line.split())
+        demo = arguments.command == "demo"
+        preset = "demo" if demo else arguments.preset
+        shards = f"{arguments.output}/data" if demo else arguments.output
+        made[shards] = load_config(preset, None, arguments.overrides)
+    fitting = made[wanted.data.shards]
+    assert fitting.data.resolution == wanted.data.resolution
+    assert stored_frames(fitting) >= needed_stored_frames(wanted)
+
+
+def test_an_image_may_be_a_digest(tmp_path: Path) -> None:
+    digest = f"registry.example.org/distgan@sha256:{64 * 'a'}"
+    documents = render("cpu-smoke", tmp_path, SETTINGS | {"IMAGE": digest})
+    assert breaches(documents) == []
+    assert pods(documents)[0].containers[0]["image"] == digest
+
+
+def test_the_page_s_commands_name_what_is_there(tmp_path: Path) -> None:
+    """Rendered objects, and those that KubeRay and Kubernetes make of them."""
+    documents = [document for overlay in OVERLAYS for document in render(overlay, tmp_path)]
+    present = {(d["kind"].lower(), d["metadata"]["name"]) for d in documents}
+    present |= {("pdb", name) for kind, name in present if kind == "poddisruptionbudget"}
+    present |= {("job", name) for kind, name in present if kind == "rayjob"}
+    owners = [name for kind, name in present if kind in ("rayjob", "raycluster")]
+    present |= {("service", f"{name}-head-svc") for name in owners}
+    for stateful in of_kind(documents, "StatefulSet"):
+        (claim,) = stateful["spec"]["volumeClaimTemplates"]
+        present.add(("pvc", f"{claim['metadata']['name']}-{stateful['metadata']['name']}-0"))
+    page = (REPOSITORY / "k8s" / "README.md").read_text()
+    named = re.findall(r"kubectl -n distgan [a-z-]+ (?:--follow )?([a-z,]+)[ /]([a-z][\w-]*)", page)
+    wanted = {(kind, name) for kinds, name in named for kind in kinds.split(",")}
+    assert ("raycluster", "distgan") in wanted and len(wanted) >= 10
+    assert {each for each in wanted if each[0] != "secret"} <= present
