@@ -4,8 +4,7 @@ Imports nothing heavy: `launch.py --help` answers at once.
 """
 
 import argparse
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,17 +103,4 @@ def config_of(arguments: argparse.Namespace, folder: str = "runs") -> "Config":
         "data.shards": config.data.shards,
         "data.cache_dir": config.data.cache_dir,
     }
-    _check_places(paths, config.storage.endpoint_url)
     return with_values(config, {k: absolute(p) if p else "" for k, p in paths.items()})
-
-
-def _check_places(paths: Mapping[str, str], endpoint_url: str) -> None:
-    """Raises `UserError` for what a setting that was filled in wrongly makes of addresses."""
-    for key, path in paths.items():
-        if path and path.count("://") > 1:
-            raise UserError(f"{key}={path} has an address in an address; a bucket has a bare name")
-    if endpoint_url or not any(path and path.startswith("s3://") for path in paths.values()):
-        return
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # empty ones would mean AWS
-        if os.environ.get(name, "x").strip() == "":
-            raise UserError(f"{name} is empty; write the object storage's address, or take it away")

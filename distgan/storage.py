@@ -280,9 +280,15 @@ def _store(url: str) -> ObjectStore:
             f"a {scheme}:// URL has credentials in it; take them out: they come from the "
             "environment, a profile or a mounted file only"
         )
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):  # drivers quote it in their errors
-        if holds_credentials(os.environ.get(name, "")):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        address = os.environ.get(name, "none")
+        if holds_credentials(address):  # drivers quote it in their errors
             raise UserError(f"{name} has credentials in it; take them out: they would be of no use")
+        if scheme.lower() == "s3" and not address.strip() and not _options.endpoint_url:
+            raise UserError(f"{name} is empty, which would mean AWS; write the storage's address, "
+                            "or take it away")  # fmt: skip
+    if "://" in rest:
+        raise UserError(f"{url} has an address in an address; a bucket has a bare name")
     if not rest.partition("/")[0]:
         raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
     key = (os.getpid(), scheme.lower())

@@ -17,7 +17,7 @@ from tests.tiny import make_tiny_data
 
 
 def pytest_configure() -> None:
-    """Started in the background, a shell's children ignore Ctrl-C, and so would what tests start."""
+    """A shell's background ignores Ctrl-C, and so would what the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
