@@ -166,6 +166,25 @@ def test_a_trial_is_stopped_with_a_checkpoint_of_that_step(tiny_data: str, tmp_p
     assert committed_steps(f"{sweep.folder}/trials/0000-seed0") == [4]
 
 
+def test_the_base_configuration_always_comes_to_its_end(
+    tiny_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody could say whether anything beat it; the rule learns from it all the same."""
+    sweep = Sweep(tiny_data, tmp_path / "run", SPACE, num_trials=1, algorithm="asha")
+    asked: list[str] = []
+
+    def stops(trial_id: str, step: int, value: float) -> bool:
+        asked.append(trial_id)
+        return True
+
+    monkeypatch.setattr(sweep.ledger.rule, "stops", stops)
+    ended = sweep.run()
+    assert {name: r.status for name, r in ended.items()} == {
+        "base-seed0": "finished", "0000-seed0": "stopped",
+    }  # fmt: skip
+    assert set(asked) == set(ended)
+
+
 def test_members_of_a_population_wait_copy_and_go_on(tiny_data: str, tmp_path: Path) -> None:
     given: Any = {"algorithm": "pbt", "num_trials": 4, "perturbation_steps": 4, "keep": 9}
     whole = Sweep(tiny_data, tmp_path / "whole", SPACE, **given)

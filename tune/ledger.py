@@ -12,7 +12,7 @@ from tune.early_stopping import StoppingRule
 from tune.keeping import losers, remove_large
 from tune.plan import Job, Plan
 from tune.progress import happened
-from tune.records import SweepSpec, TrialRecord, write_record
+from tune.records import BASE, SweepSpec, TrialRecord, write_record
 
 Tell = Callable[[str], None]
 
@@ -77,9 +77,12 @@ class Ledger:
             record = self.plan.records[trial_id]
             record = replace(record, step=step, values=values, seconds=seconds)
             self._write(record, active=True)
-        if record.step < self.spec.max_steps and self.rule.stops(
-            trial_id, record.step, record.values[self.spec.metrics[0].name]
-        ):
+        if record.step >= self.spec.max_steps:
+            return
+        # The rule learns from the base configuration, too, which always comes to its end: else
+        # nobody could say whether anything beat it.
+        is_worse = self.rule.stops(trial_id, step, values[self.spec.metrics[0].name])
+        if is_worse and record.group != BASE:
             reason = f"{self.spec.algorithm.rpartition('+')[2]}: others do better at step {step}"
             ray.get(self.board.stop.remote(trial_id, reason))
 

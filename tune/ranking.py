@@ -60,8 +60,9 @@ class Certainty:
     """How often the winner stays first when every mean is redrawn within its doubt, 0 to 1."""
     rivals: tuple[str, ...]
     """Groups that are better than the winner in more than 1 in 10 redraws."""
-    beats_base: float | None
-    """How often it is better than the base configuration; None if that has no value, or wins."""
+    by_chance: float | None
+    """How often the best of so many configurations would beat the base configuration by as much if
+    all were alike, 0 to 1; None if the base configuration has not finished, or wins."""
 
 
 def rank(
@@ -157,8 +158,6 @@ def judge(spec: SweepSpec, candidates: Sequence[Candidate]) -> Certainty | None:
     generator = numpy_generator(spec.seed, "tune/ranking")
     draws = means + doubts * generator.standard_t(freedom, size=(_REDRAWS, len(finished)))
     beaten_by = (draws < draws[:, :1]).mean(axis=0)
-    base = base_of(finished)
-    has_rival = base is not None and base is not finished[0]
     return Certainty(
         spread=spread,
         first_again=float((draws.argmin(axis=1) == 0).mean()),
@@ -167,8 +166,34 @@ def judge(spec: SweepSpec, candidates: Sequence[Candidate]) -> Certainty | None:
             for candidate, chance in zip(finished, beaten_by, strict=True)
             if chance > _RIVAL_CHANCE
         ),
-        beats_base=1 - float(beaten_by[finished.index(base)]) if base and has_rival else None,
+        by_chance=_by_chance(spec, candidates, spread, freedom, generator),
     )
+
+
+def _by_chance(
+    spec: SweepSpec,
+    candidates: Sequence[Candidate],
+    spread: float,
+    freedom: int,
+    generator: np.random.Generator,
+) -> float | None:
+    """See `Certainty.by_chance`: the tail of Dunnett's many-to-one statistic, by drawing.
+
+    Every configuration that was tried took part in the choice, also those that were stopped.
+    """
+    base, best = base_of(candidates), candidates[0]
+    if base is None or base is best or base.state != "finished":
+        return None
+    metric = spec.metrics[0]
+    lead = score(metric, base.means) - score(metric, best.means)
+    if not spread:
+        return float(lead <= 0)
+    others = [len(c.values) for c in candidates if c is not base and c.values]
+    shape = (_REDRAWS, len(others))
+    means = generator.standard_normal(shape) / np.sqrt(others)
+    its = generator.standard_normal((_REDRAWS, 1)) / math.sqrt(len(base.values))
+    scale = np.sqrt(generator.chisquare(freedom, _REDRAWS) / freedom)
+    return float(((its - means).max(axis=1) / scale >= lead / spread).mean())
 
 
 def _candidate(

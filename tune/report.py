@@ -16,9 +16,15 @@ _NO_REPEATS = (
     "No configuration was tried with another seed, so how much of the order is luck can't be told: "
     "--repeats tries each with several."
 )
+_WEIGHT = {True: ": the lead is real", False: ": that is no proof of a lead"}
 _SELECTED = (
     "The best of many trials was lucky, too: trained anew with another seed it is likely to come "
     "out somewhat worse."
+)
+_OF_THE_MACHINE = ("time/", "throughput/", "memory/")
+_SHARED = (
+    "Times and throughput are those of the last steps alone, and of a machine that trials may have "
+    "shared: `--max-concurrent 1` gives each the whole of it."
 )
 _STOPPED = (
     "Trials that were stopped early stand behind those that finished, the later stopped first: "
@@ -74,7 +80,8 @@ def summary(folder: str, spec: SweepSpec, candidates: Sequence[Candidate], overr
     if best is not None:
         lines.append(_value_line(spec.metrics[0], best))
         lines += certainty(spec, candidates)
-        lines.append(f"overrides: {overrides or 'none: it is the base configuration'}")
+        shown = "none: it is the base configuration" if best.group == BASE else overrides
+        lines.append(f"overrides: {shown}")
         lines.append(_train_command(folder))
     return "\n".join([*lines, f"all of it: {storage.join(folder, NAME)}"])
 
@@ -143,9 +150,14 @@ def _winner(
         return
     yield _value_line(spec.metrics[0], best)
     yield "\n```"
-    yield overrides or "# no overrides: it is the base configuration itself"
+    is_base = best.group == BASE
+    yield "# no overrides: it is the base configuration itself" if is_base else overrides
     yield "```\n"
     yield f"As a whole configuration it is `best.yaml`: `{_train_command(folder)}`."
+    if len(best.values) > 1:
+        yield "Its seed is the one that came out best, so it makes that very trial again."
+    if any(m.name.startswith(_OF_THE_MACHINE) for m in spec.metrics):
+        yield _SHARED
     if len(spec.metrics) > 1:
         yield f"It is the best in {spec.metrics[0].name} alone; for others, see the Pareto front."
 
@@ -183,9 +195,10 @@ def _against_base(
         yield (f"The winner beats the base configuration: {best.means[metric.name]:.4g} against "
                f"{base.means[metric.name]:.4g}{change}.")  # fmt: skip
         verdict = judge(spec, candidates)
-        if verdict is not None and verdict.beats_base is not None:
-            yield (f"Given the luck of seeds it is truly better than the base configuration with a "
-                   f"chance of {_percent(verdict.beats_base)}.")  # fmt: skip
+        if verdict is not None and verdict.by_chance is not None:
+            yield (f"Were all configurations alike, luck alone would put the best of them so far "
+                   f"ahead of it in {_percent(verdict.by_chance)} of such sweeps"
+                   f"{_WEIGHT[verdict.by_chance < 0.05]}.")  # fmt: skip
 
 
 def _front(spec: SweepSpec, candidates: Sequence[Candidate]) -> list[str]:
