@@ -280,13 +280,14 @@ def _store(url: str) -> ObjectStore:
             f"a {scheme}:// URL has credentials in it; take them out: they come from the "
             "environment, a profile or a mounted file only"
         )
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        address = os.environ.get(name, "none")
-        if holds_credentials(address):  # drivers quote it in their errors
+    names = [n for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if n in os.environ]
+    for name in names:
+        if holds_credentials(os.environ[name]):  # drivers quote it in their errors
             raise UserError(f"{name} has credentials in it; take them out: they would be of no use")
-        if scheme.lower() == "s3" and not address.strip() and not _options.endpoint_url:
-            raise UserError(f"{name} is empty, which would mean AWS; write the storage's address, "
-                            "or take it away")  # fmt: skip
+    is_given = _options.endpoint_url or any(os.environ[name].strip() for name in names)
+    if scheme.lower() == "s3" and names and not is_given:
+        raise UserError(f"{names[0]} is empty, which would mean AWS; write the storage's address, "
+                        "or take it away")  # fmt: skip
     if "://" in rest:
         raise UserError(f"{url} has an address in an address; a bucket has a bare name")
     if not rest.partition("/")[0]:

@@ -16,7 +16,7 @@ _NO_REPEATS = (
     "No configuration was tried with another seed, so how much of the order is luck can't be told: "
     "--repeats tries each with several."
 )
-_WEIGHT = {True: ": the lead is real", False: ": that is no proof of a lead"}
+_WEIGHT = {True: ", so that hardly explains it", False: ", so it may be just that"}
 _SELECTED = (
     "The best of many trials was lucky, too: trained anew with another seed it is likely to come "
     "out somewhat worse."
