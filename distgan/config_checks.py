@@ -1,6 +1,7 @@
 """The rules that span several configuration keys; each message names the key to change."""
 
 from distgan import storage
+from distgan.addresses import holds_credentials
 from distgan.attention_checks import check_attention
 from distgan.config import Config
 from distgan.errors import UserError
@@ -103,7 +104,7 @@ def _check_storage(config: Config) -> None:
         ("run.init_from", config.run.init_from),
         ("data.shards", config.data.shards),
     ):
-        if storage.holds_credentials(url):
+        if holds_credentials(url):
             raise UserError(
                 f"{key} is a URL with credentials in it; take them out: they come from the "
                 "environment, a profile or a mounted file only"

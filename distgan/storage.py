@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from distgan import create_once
+from distgan.addresses import check_address
 from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import TooLargeError, UserError
@@ -77,12 +78,6 @@ def local_path(path: str) -> Path:
     if _URL.match(path):
         return Path(unquote(path.partition("://")[2].removeprefix("localhost")))
     return Path(path)
-
-
-def holds_credentials(url: str) -> bool:
-    """Whether a URL names a user or password before its host or bucket."""
-    _, separator, rest = url.partition("://")
-    return bool(separator) and "@" in rest.partition("/")[0]
 
 
 def join(base: str, *parts: str) -> str:
@@ -274,28 +269,12 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def _store(url: str) -> ObjectStore:
-    scheme, _, rest = url.partition("://")
-    if holds_credentials(url):
-        raise UserError(
-            f"a {scheme}:// URL has credentials in it; take them out: they come from the "
-            "environment, a profile or a mounted file only"
-        )
-    names = [n for n in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if n in os.environ]
-    for name in names:
-        if holds_credentials(os.environ[name]):  # drivers quote it in their errors
-            raise UserError(f"{name} has credentials in it; take them out: they would be of no use")
-    is_given = _options.endpoint_url or any(os.environ[name].strip() for name in names)
-    if scheme.lower() == "s3" and names and not is_given:
-        raise UserError(f"{names[0]} is empty, which would mean AWS; write the storage's address, "
-                        "or take it away")  # fmt: skip
-    if "://" in rest:
-        raise UserError(f"{url} has an address in an address; a bucket has a bare name")
-    if not rest.partition("/")[0]:
-        raise UserError(f"{url!r} names no bucket; write {scheme}://BUCKET/FOLDER")
-    key = (os.getpid(), scheme.lower())
+    scheme = url.partition("://")[0].lower()
+    check_address(url, _options.endpoint_url)
+    key = (os.getpid(), scheme)
     if key not in _stores:
         slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
-        _stores[key] = ObjectStore(scheme.lower(), _options, slots)
+        _stores[key] = ObjectStore(scheme, _options, slots)
     return _stores[key]
 
 
