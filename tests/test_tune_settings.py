@@ -37,6 +37,22 @@ def test_what_is_given_is_resolved(tmp_path: Path) -> None:
     assert pbt.perturbation_steps == 8
 
 
+def test_no_more_trials_are_planned_than_there_are_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = config(tmp_path, "model.attention.kind=self")
+    kinds: dict[str, object] = {"model.attention.kind": {"choice": ["none", "self"]},
+                                "model.attention.density": {"uniform": [0.1, 0.9]}}  # fmt: skip
+    for given in ({"num_trials": 9}, {}, {"algorithm": "tpe", "num_trials": 9}):
+        assert make_spec(base, kinds, given).num_trials == 1
+        assert "--num-trials is 1, not" in capsys.readouterr().out
+    kinds["model.attention.kind"] = {"choice": ["none", "sparse"]}  # which reads the density
+    assert make_spec(base, kinds, {"num_trials": 9}).num_trials == 9
+    assert make_spec(base, SPACE, {"algorithm": "pbt"}).num_trials == 16
+    with pytest.raises(UserError, match="holds the base configuration alone"):
+        make_spec(base, {"model.attention.window": {"choice": [[0, 3, 3], [3, 3, 3]]}}, {})
+
+
 @pytest.mark.parametrize(
     ("more", "given", "words"),
     [

@@ -37,9 +37,7 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
     checked = Space(space, config)
     if settings.get("metrics"):
         settings["metrics"] = tuple(_metric(text) for text in settings["metrics"])
-    if "num_trials" not in settings:
-        grid = settings.get("algorithm") == "grid"
-        settings["num_trials"] = len(checked.grid()) if grid else DEFAULT_TRIALS
+    settings["num_trials"] = _num_trials(checked, settings)
     try:
         spec = SweepSpec.model_validate(
             settings
@@ -61,6 +59,23 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
         every = evaluation_steps(config, spec)
         spec = spec.model_copy(update={"perturbation_steps": -(-wanted // every) * every})
     return spec
+
+
+def _num_trials(space: Space, settings: Mapping[str, Any]) -> int:
+    """No more than there are unlike configurations: the same training again would tell nothing."""
+    algorithm, given = settings.get("algorithm"), settings.get("num_trials")
+    if algorithm == "grid":
+        return len(space.grid()) if given is None else int(given)
+    wanted = DEFAULT_TRIALS if given is None else int(given)
+    if algorithm == "pbt" or wanted < 1:
+        return wanted
+    there = space.count(wanted)
+    if not there:
+        raise UserError("the search space holds the base configuration alone; add values")
+    if there < wanted:
+        print(f"the search space holds {there} configurations beside the base one: "
+              f"--num-trials is {there}, not {wanted}", flush=True)  # fmt: skip
+    return there
 
 
 def evaluation_steps(config: Config, spec: SweepSpec) -> int:
