@@ -2,6 +2,9 @@
 
 import argparse
 import errno
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -19,10 +22,13 @@ REMEDIES = {
     errno.EACCES: "choose another folder, or let this user read and write there",
     errno.EPERM: "choose another folder, or let this user read and write there",
     errno.EEXIST: "a file is where a folder is needed; choose another folder",
+    errno.ENOENT: "no such file or folder is there, nor can be made; choose another one",
     errno.ENOTDIR: "a file is where a folder is needed; choose another folder",
     errno.EISDIR: "a folder is where a file is needed; move it away",
     errno.ENAMETOOLONG: "choose a shorter one",
 }
+
+_BROKEN_PIPE = 128 + signal.SIGPIPE  # as the shell has it of a program that this signal ended
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,11 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     command = f"{parsed.command} {getattr(parsed, 'data_command', '')}".strip()
     try:
-        return int(parsed.handler(parsed))
+        code = int(parsed.handler(parsed))
+        sys.stdout.flush()  # what reads it may be gone, which shall show here, not at the exit
+        return code
     except DistganError as error:
         print(f"launch.py {command}: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return _BROKEN_PIPE
         if error.errno not in REMEDIES:
             raise
         what = f"{error.filename or 'a file'}: {error.strerror}"
@@ -63,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"launch.py {command}: interrupted", file=sys.stderr)
         return int(getattr(error, "exit_code", 130))  # 143 after SIGTERM
+
+
+def _nobody_reads() -> bool:
+    """Whether what read the output has ended, as `head` does; then nothing more is written."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)  # asks for errors alone
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 if __name__ == "__main__":

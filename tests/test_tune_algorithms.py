@@ -151,6 +151,17 @@ def test_tpe_takes_several_metrics_lists_and_results_that_are_not_finite() -> No
     assert len(plan.records) == 16
 
 
+def test_tpe_searches_ranges_of_any_size() -> None:
+    tree = {
+        GAMMA: {"quniform": [1, 20, 1e-9]},
+        "model.attention.heads": {"randint": [1, 10**9]},
+        KIND: {"choice": ["additive"]},
+        "model.attention.head_dim": {"choice": [8]},
+    }
+    spec, space = make(tree, num_trials=9, algorithm="tpe")
+    assert len(play(Plan(spec, space), gamma_of)) == 10
+
+
 def test_impossible_combinations_of_a_grid_are_pruned_with_their_reason() -> None:
     tree = {"model.attention.heads": {"grid": [2, 3]}, "model.attention.head_dim": {"grid": [0, 8]}}
     spec, space = make(tree, num_trials=4, algorithm="grid")

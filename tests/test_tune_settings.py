@@ -1,15 +1,21 @@
 """A sweep's settings, what its folder takes when it goes on, and what it keeps."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import launch
 from distgan.config import Config
 from distgan.config_loading import flatten, load_config
 from distgan.errors import UserError
-from tests.tiny import TINY
+from tests.tiny import REPOSITORY, TINY, one_thread
 from tune.keeping import losers, remove_large
 from tune.progress import table
 from tune.records import MetricSpec, SweepSpec, TrialRecord, read_spec, read_sweep, write_record
@@ -60,6 +66,16 @@ def test_no_more_trials_are_planned_than_there_are_configurations(
         ((), {"gpus_per_trial": 2.0}, "--gpus-per-trial 2.0"),
         ((), {"metrics": ["a", "a"]}, "comes twice"),
         (("log.proxy_interval_steps=0",), {}, "set an interval"),
+        (
+            ("log.proxy_interval_steps=0",),
+            {"algorithm": "asha", "metrics": ["quality/mine"]},
+            "--metric quality/mine is measured every log.proxy_interval_steps=0 steps",
+        ),
+        (
+            ("log.proxy_interval_steps=0",),
+            {"algorithm": "pbt", "num_trials": 4, "metrics": ["quality/mine"]},
+            "--metric quality/mine is measured every log.proxy_interval_steps=0 steps",
+        ),
         (("log.proxy_interval_steps=13",), {}, "never within train.max_steps=12"),
     ],
 )
@@ -158,3 +174,28 @@ def test_records_are_read_back_as_written(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:40])
     with pytest.raises(UserError, match="a rerun repeats that trial"):
         read_sweep(base.run.dir)
+
+
+def test_a_folder_that_can_t_be_made_is_named(
+    tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(json.dumps(SPACE))
+    keys = [*TINY, "log.proxy_interval_steps=4", f"data.shards={tiny_data}", "run.dir=/proc/none"]
+    assert launch.main(["tune", "--space", str(space), *keys]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("launch.py tune: /proc/none") and len(told.splitlines()) == 1
+
+
+def test_who_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
+    """As `launch.py tune --status RUN | head -1` does."""
+    base = config(tmp_path / "run")
+    save_settings(base, make_spec(base, SPACE, {}))
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "tune", "--status", base.run.dir]
+    done = subprocess.run(
+        command, env=one_thread(), stdout=writes, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writes)
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)

@@ -1,9 +1,11 @@
 """Search spaces: what they hold, what they refuse, and that draws follow from the seed alone."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +40,11 @@ def space(**keys: Any) -> Space:
         ({"optim.generator.lr": {"loguniform": [0, 1]}}, "needs numbers above 0"),
         ({"optim.generator.lr": {"uniform": [-1, 1]}}, "greater than 0"),
         ({"loss.gamma": {"quniform": [0, 1, 2]}}, "the step must fit"),
+        ({"loss.gamma": {"quniform": [1, 20, 1e-12]}}, "the step is lost in rounding"),
+        ({"loss.gamma": {"uniform": [1, 10**400]}}, "takes numbers, not 1000"),
+        ({"loss.gamma": {"uniform": [-1e308, 1e308]}}, "spans more than a number holds"),
+        ({"loss.gamma": {"choice": [10**400]}}, "loss.gamma="),
+        ({"model.attention.heads": {"randint": [1, 10**30]}}, "whole numbers of at most"),
         ({"model.attention.heads": {"randint": [1.5, 4]}}, "needs whole numbers"),
         ({"model.attention.heads": {"uniform": [1, 4]}}, "valid integer"),
         ({"model.attention.heads": {"choice": ["many"]}}, "model.attention.heads='many'"),
@@ -105,6 +112,30 @@ def test_impossible_combinations_are_never_sampled() -> None:
     rows = [made.sample(0, index) for index in range(60)]
     assert all(not made.problem(row) for row in rows)
     assert set(Counter(str(row) for row in rows).values()) and len({str(r) for r in rows}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "inside", "outside"),
+    [
+        ({"randint": [1, 10**9]}, 987_654_321, 10**9 + 1),
+        ({"quniform": [1, 20, 1e-9]}, 19.999999999, 19.9999999995),
+    ],
+)
+def test_ranges_of_any_size_are_searched_at_once(
+    given: dict[str, Any], inside: float, outside: float
+) -> None:
+    made = space(loss__gamma=given)
+    each = made.keys["loss.gamma"]
+    assert each.contains(inside) and not each.contains(outside) and not each.contains(math.inf)
+    place = each.index_of(inside)
+    assert place is not None and each.value_at(place) == inside
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        value = made.sample(0, index)["loss.gamma"]
+        assert each.contains(value) and each.contains(each.perturb(value, rng))
+    assert made.count(50) == 50
+    with pytest.raises(UserError, match="combinations, more than 10000; list fewer values"):
+        made.grid()
 
 
 def test_a_grid_holds_every_combination_and_refuses_a_continuum() -> None:

@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from distgan import storage
 from distgan.config import Config
-from distgan.config_checks import PROXY_METRIC
 from distgan.config_loading import dump_yaml, flatten
 from distgan.errors import UserError
 from distgan.run_folder import CONFIG, differing_keys, saved_config
@@ -16,6 +15,8 @@ from tune.records import SWEEP, MetricSpec, SweepSpec, read_spec, write_spec
 from tune.space import Space
 
 DEFAULT_TRIALS = 16
+_QUALITY = "quality/"
+"""Metrics that are measured every log.proxy_interval_steps."""
 
 # What may differ when a sweep goes on: none of it changes a trial.
 FREE_ON_RESUME = (
@@ -80,7 +81,7 @@ def _num_trials(space: Space, settings: Mapping[str, Any]) -> int:
 
 def evaluation_steps(config: Config, spec: SweepSpec) -> int:
     """Steps from one evaluation of the first metric to the next, as far as the name tells."""
-    if spec.metrics[0].name.startswith("quality/"):
+    if spec.metrics[0].name.startswith(_QUALITY):
         return config.log.proxy_interval_steps
     return config.log.interval_steps
 
@@ -139,8 +140,10 @@ def _check_metrics(config: Config, spec: SweepSpec) -> None:
         if names.count(name) > 1:
             raise UserError(f"--metric {name} comes twice; give each metric once")
     interval = config.log.proxy_interval_steps
-    if PROXY_METRIC in names and not 0 < interval <= config.train.max_steps:
-        raise UserError(
-            f"--metric {PROXY_METRIC} is measured every log.proxy_interval_steps={interval} steps, "
-            f"never within train.max_steps={config.train.max_steps}; set an interval of some steps"
-        )
+    for name in names:
+        if name.startswith(_QUALITY) and not 0 < interval <= config.train.max_steps:
+            raise UserError(
+                f"--metric {name} is measured every log.proxy_interval_steps={interval} steps, "
+                f"never within train.max_steps={config.train.max_steps}; set an interval of some "
+                "steps"
+            )

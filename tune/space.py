@@ -1,6 +1,5 @@
 """What a sweep searches: dotted configuration keys, each with a distribution."""
 
-import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ MAX_DRAWS = 200
 """So many impossible combinations in a row, and the space is taken for contradictory."""
 MAX_ROWS = 100_000
 """Spaces of more combinations than this are not counted: nobody trains them all."""
+MAX_GRID = 10_000
+"""Trials of the largest grid."""
 
 # Keys that name no hyperparameter, and what to do instead.
 _NOT_SEARCHED = {
@@ -111,7 +112,7 @@ class Space:
         """The possible combinations that are not taken, each once, the last key fastest; one value
         stands for a continuum."""
         seen = set(taken)
-        for raw in itertools.islice(self._rows(any_of_continuum=True), MAX_ROWS):
+        for raw in self._rows(MAX_ROWS):
             row = self.reduced(raw)
             name = self.identity(row)
             if name not in seen:
@@ -121,8 +122,8 @@ class Space:
 
     def count(self, limit: int) -> int:
         """How many unlike combinations there are beside the base; `limit` if that many or more."""
-        endless = {key for key, each in self.keys.items() if each.all_values() is None}
-        if math.prod(len(d.all_values() or [0]) for d in self.keys.values()) > MAX_ROWS:
+        endless = {key for key, each in self.keys.items() if each.size is None}
+        if self._size() > MAX_ROWS:
             return limit
         found = 0
         for row in self.others({self.identity(self.base_overrides)}):
@@ -137,9 +138,20 @@ class Space:
         """Every combination, the last key fastest; impossible ones are among them.
 
         Raises:
-            UserError: a key has a continuum of values.
+            UserError: a key has a continuum of values, or there are more than `MAX_GRID`.
         """
-        return list(self._rows())
+        for key, each in self.keys.items():
+            if each.size is None:
+                raise UserError(
+                    f"{key}: a grid can't hold all of {each.kind}; list values, such as "
+                    f"{key}: {{grid: {each.examples()}}}, or use --algorithm random or tpe"
+                )
+        if self._size() > MAX_GRID:
+            raise UserError(
+                f"the grid has {self._size()} combinations, more than {MAX_GRID}; list fewer "
+                "values, or use --algorithm random or tpe"
+            )
+        return list(self._rows(MAX_GRID))
 
     def _checked(self, key: str, given: object) -> Distribution:
         if not key.startswith(_SEARCHED_ALL_THE_SAME):
@@ -167,27 +179,25 @@ class Space:
 
     def _refuse_contradictions(self) -> None:
         if all(distribution.is_listed for distribution in self.keys.values()):
-            problems = [self.problem(row) for row in itertools.islice(self._rows(), MAX_DRAWS)]
+            problems = [self.problem(row) for row in self._rows(MAX_DRAWS)]
             if "" not in problems and len(problems) < MAX_DRAWS:
                 raise UserError(
                     f"the search space has no possible combination; the first one: {problems[0]}"
                 )
         self.sample(0, 0)
 
-    def _rows(self, *, any_of_continuum: bool = False) -> Iterator[Overrides]:
-        columns = {}
-        for key, distribution in self.keys.items():
-            values = distribution.all_values()
-            if values is None and any_of_continuum:
-                values = distribution.examples()[1:2]
-            if values is None:
-                raise UserError(
-                    f"{key}: a grid can't hold all of {distribution.kind}; list values, such as "
-                    f"{key}: {{grid: {distribution.examples()}}}, or use --algorithm random or tpe"
-                )
-            columns[key] = values
-        for row in itertools.product(*columns.values()):
-            yield dict(zip(columns, row, strict=True))
+    def _size(self) -> int:
+        """How many combinations there are; a continuum counts as one value."""
+        return math.prod(each.size or 1 for each in self.keys.values())
+
+    def _rows(self, most: int) -> Iterator[Overrides]:
+        """The first combinations, the last key fastest; one value stands for a continuum."""
+        for number in range(min(self._size(), most)):
+            row: Overrides = {}
+            for key, each in reversed(self.keys.items()):
+                number, place = divmod(number, each.size or 1)
+                row[key] = each.examples()[1] if each.size is None else each.value_at(place)
+            yield {key: row[key] for key in self.keys}
 
 
 def read_space(name: str) -> dict[str, object]:

@@ -140,9 +140,8 @@ def _to_optuna(distribution: Distribution) -> BaseDistribution:
     if distribution.is_whole:
         return IntDistribution(int(low), int(high))
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None
-        return IntDistribution(0, len(values) - 1)
+        assert distribution.size is not None
+        return IntDistribution(0, distribution.size - 1)
     return FloatDistribution(low, high, log=distribution.kind == "loguniform")
 
 
@@ -150,9 +149,7 @@ def _as_param(distribution: Distribution, value: JsonValue) -> JsonValue:
     if distribution.is_listed:
         return json.dumps(value)
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None
-        return values.index(value)
+        return distribution.index_of(value)
     return value
 
 
@@ -162,7 +159,6 @@ def _from_optuna(distribution: Distribution, param: JsonValue) -> JsonValue:
         value: JsonValue = json.loads(param)
         return value
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None and isinstance(param, int)
-        return values[param]
+        assert isinstance(param, int)
+        return distribution.value_at(param)
     return param
