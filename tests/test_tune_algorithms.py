@@ -187,9 +187,10 @@ def gamma_of(job: Job) -> float:
     return float(str(job.record.overrides[GAMMA]))
 
 
-def test_a_grid_s_twins_are_pruned_and_named() -> None:
+@pytest.mark.parametrize("algorithm", ["grid", "grid+asha", "grid+median"])
+def test_a_grid_s_twins_are_pruned_and_named(algorithm: str) -> None:
     tree = {KIND: {"grid": ["none", "self"]}, WINDOW: {"grid": [[1, 3, 3], [0, 3, 3]]}}
-    spec, space = make(tree, num_trials=4, algorithm="grid")
+    spec, space = make(tree, num_trials=4, algorithm=algorithm)
     assert space.base_overrides[KIND] == "self"
     plan = Plan(spec, space)
     pruned = {record.group: record.reason for record in plan.prune()}
@@ -241,6 +242,7 @@ def test_tpe_hears_of_trials_whose_inert_keys_lie_outside_of_the_space() -> None
     ("settings", "words"),
     [
         ({"algorithm": "grid"}, "a grid can't hold all of loguniform"),
+        ({"algorithm": "grid+asha"}, "a grid can't hold all of loguniform"),
         ({"algorithm": "grid", "tree": GRID, "num_trials": 9}, "the grid has 4 combinations"),
         ({"algorithm": "pbt", "tree": GRID}, "model.attention.heads can't change then"),
         ({"algorithm": "pbt", "num_trials": 3}, "needs a population of 4"),

@@ -37,7 +37,8 @@ def test_what_is_given_is_resolved(tmp_path: Path) -> None:
     assert spec.metrics == (MetricSpec(name="loss/generator"), MetricSpec(name="a", mode="max"))
     assert spec.space == {"optim.generator.lr": {"loguniform": [1e-5, 1e-3]}}
     grid: dict[str, object] = {"loss.gamma": {"grid": [1, 2, 3]}}
-    assert make_spec(base, grid, {"algorithm": "grid"}).num_trials == 3
+    for algorithm in ("grid", "grid+asha", "grid+median"):
+        assert make_spec(base, grid, {"algorithm": algorithm}).num_trials == 3
     # Members are compared where they were measured.
     pbt = make_spec(base, SPACE, {"algorithm": "pbt", "perturbation_steps": 5})
     assert pbt.perturbation_steps == 8

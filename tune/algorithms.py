@@ -32,7 +32,7 @@ def suggest(
     Args:
         history: the records of each configuration that was started, one for each of its repeats.
     """
-    if spec.algorithm == "grid":
+    if "grid" in spec.algorithm:
         return space.reduced(space.grid()[index])
     if spec.algorithm == "pbt":  # equal members part when they change
         return space.sample(spec.seed, index)
@@ -45,7 +45,7 @@ def suggest(
 
 def check_algorithm(spec: SweepSpec, space: Space) -> None:
     """Raises `UserError` if the algorithm can't do what is asked of it."""
-    if spec.algorithm == "grid":
+    if "grid" in spec.algorithm:
         size = len(space.grid())
         if spec.num_trials != size:
             raise UserError(

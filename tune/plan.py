@@ -59,7 +59,7 @@ class Plan:
     def prune(self) -> list[TrialRecord]:
         """Of a grid, the impossible combinations and those that are the same training as one before
         (the base configuration is the first), which are noted here as pruned."""
-        if self.spec.algorithm != "grid":
+        if "grid" not in self.spec.algorithm:
             return []
         pruned = []
         trained = {self.space.identity(self.space.base_overrides): BASE}

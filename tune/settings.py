@@ -65,7 +65,7 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
 def _num_trials(space: Space, settings: Mapping[str, Any]) -> int:
     """No more than there are unlike configurations: the same training again would tell nothing."""
     algorithm, given = settings.get("algorithm"), settings.get("num_trials")
-    if algorithm == "grid":
+    if algorithm and "grid" in algorithm:
         return len(space.grid()) if given is None else int(given)
     wanted = DEFAULT_TRIALS if given is None else int(given)
     if algorithm == "pbt" or wanted < 1:
@@ -102,7 +102,8 @@ def start_or_resume(config: Config, spec: SweepSpec) -> None:
     before = read_spec(folder).model_dump(mode="json")
     now = spec.model_dump(mode="json")
     differing = [k for k in now if now[k] != before[k] and k not in FREE_ON_RESUME]
-    if spec.algorithm in ("pbt", "grid") and now["num_trials"] != before["num_trials"]:
+    counted = spec.algorithm == "pbt" or "grid" in spec.algorithm
+    if counted and now["num_trials"] != before["num_trials"]:
         differing.append("num_trials")
     changes = [f"{key} (was {before[key]}, now {now[key]})" for key in differing]
     saved = saved_config(folder)
