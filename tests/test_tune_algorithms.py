@@ -346,3 +346,9 @@ def test_suggestions_are_those_of_the_plan() -> None:
     assert [suggest(spec, space, index, []) for index in range(3)] == [
         job.record.overrides for job in jobs[1:]
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "grid+asha", "grid+median"])
+def test_a_grid_is_suggested_in_its_order(algorithm: str) -> None:
+    spec, space = make(GRID, num_trials=4, algorithm=algorithm)
+    assert [suggest(spec, space, index, []) for index in range(4)] == space.grid()

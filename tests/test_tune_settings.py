@@ -36,7 +36,7 @@ def test_what_is_given_is_resolved(tmp_path: Path) -> None:
     assert (spec.num_trials, spec.seed, spec.max_steps) == (16, 3, 12)
     assert spec.metrics == (MetricSpec(name="loss/generator"), MetricSpec(name="a", mode="max"))
     assert spec.space == {"optim.generator.lr": {"loguniform": [1e-5, 1e-3]}}
-    grid: dict[str, object] = {"loss.gamma": {"grid": [1, 2, 3]}}
+    grid: dict[str, object] = {"loss.gamma": {"grid": [1, 2, 10]}}  # the base is 10
     for algorithm in ("grid", "grid+asha", "grid+median"):
         assert make_spec(base, grid, {"algorithm": algorithm}).num_trials == 3
     # Members are compared where they were measured.
