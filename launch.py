@@ -7,6 +7,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.commands import add_compare, add_doctor, add_prepare, add_submit, add_train
 from distgan.commands import add_data, add_demo, add_generate
@@ -31,14 +32,26 @@ REMEDIES = {
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # as the shell has it of a program that this signal ended
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes KEY=VALUE overrides before, between and after options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, left = super().parse_known_args(args, namespace)
+        if hasattr(parsed, "overrides") and not any(text.startswith("-") for text in left):
+            parsed.overrides, left = [*parsed.overrides, *left], []
+        return parsed, left
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; commands import what they need only when they run."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="launch.py",
         description="Trains attention-based video GANs: prepare videos, train, generate.",
         epilog="New here? Run `python launch.py demo` and look at the pictures it makes.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
     for add in (add_demo, add_prepare, add_data, add_train, add_generate, add_compare, add_doctor):
         add(commands)
     add_tune(commands)

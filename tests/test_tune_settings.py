@@ -200,3 +200,18 @@ def test_who_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
     )
     os.close(writes)
     assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = launch.build_parser()
+    parsed = parser.parse_args(["tune", "a=1", "--space", "x", "b=2", "--keep", "4", "c=3"])
+    assert (parsed.overrides, parsed.space, parsed.keep) == (["a=1", "b=2", "c=3"], "x", 4)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["tune", "a=1", "--space", "x", "b=2", "--keeep", "4"])
+    assert "unrecognized arguments: b=2 --keeep 4" in capsys.readouterr().err
+
+
+def test_the_help_tells_how_many_trials_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        launch.main(["tune", "--help"])
+    assert "(default: 16, or all of a grid;" in " ".join(capsys.readouterr().out.split())

@@ -33,7 +33,16 @@ def space(**keys: Any) -> Space:
         ({"optim.generator.lrr": {"choice": [1]}}, "did you mean 'optim.generator.lr'"),
         ({"optim.generator.lr": {"chioce": [1]}}, "did you mean 'choice'"),
         ({"optim.generator.lr": 3}, "is not a distribution"),
-        ({"optim.generator.lr": {"choice": []}}, "takes [VALUE, ...]"),
+        ({"optim.generator.lr": {"choice": []}}, "choice [] is empty; write choice: [VALUE, ...]"),
+        ({"optim.generator.lr": {"choice": 3}}, "takes [VALUE, ...], not 3"),
+        (
+            {"model": {"attention": {"kind": {"choice": ["none", "self"]}, "heads": {}}}},
+            "not nested; write model.attention.kind: {'choice': ['none', 'self']}",
+        ),
+        (
+            {"model.attention": {"kind": {"choice": ["none"]}}},
+            "write model.attention.kind: {'choice': ['none']}",
+        ),
         ({"optim.generator.lr": {"uniform": [1]}}, "takes [LOW, HIGH]"),
         ({"optim.generator.lr": {"uniform": [1e-3, 1e-5]}}, "the first number must be the smaller"),
         ({"optim.generator.lr": {"uniform": ["a", 1]}}, "takes numbers, not 'a'"),

@@ -122,6 +122,7 @@ def parse_distribution(key: str, tree: object) -> Distribution:
     Raises:
         UserError: it is not one; the message names the key.
     """
+    _refuse_nested(key, tree)
     if not isinstance(tree, dict) or len(tree) != 1:
         raise UserError(
             f"{key}: {tree!r} is not a distribution; write one, such as {key}: "
@@ -130,7 +131,9 @@ def parse_distribution(key: str, tree: object) -> Distribution:
     ((kind, given),) = tree.items()
     if kind not in KINDS:
         raise UserError(f"{key}: unknown distribution {kind!r}; {nearest(str(kind), KINDS)}")
-    if not isinstance(given, list) or not given:
+    if given == []:
+        raise UserError(f"{key}: {kind} [] is empty; write {kind}: {KINDS[kind]}")
+    if not isinstance(given, list):
         raise UserError(f"{key}: {kind} takes {KINDS[kind]}, not {given!r}")
     if kind in ("choice", "grid"):
         return Distribution(kind=kind, values=tuple(given))
@@ -140,6 +143,18 @@ def parse_distribution(key: str, tree: object) -> Distribution:
     low, high, *more = (_number(key, kind, value) for value in given)
     _check_numbers(key, kind, given, low, high, more)
     return Distribution(kind=kind, low=low, high=high, step=more[0] if more else 0.0)
+
+
+def _refuse_nested(key: str, tree: object) -> None:
+    """Sections within sections, as in a configuration file, stand where a distribution should."""
+    dotted, inner = key, tree
+    while isinstance(inner, dict) and inner:
+        name, value = next(iter(inner.items()))
+        if not isinstance(value, dict):
+            break
+        dotted, inner = f"{dotted}.{name}", value
+    if dotted != key:
+        raise UserError(f"{key}: a space's keys are dotted, not nested; write {dotted}: {inner!r}")
 
 
 def _check_numbers(

@@ -14,7 +14,7 @@ from tune.population import read_generations
 from tune.records import SWEEP, MetricSpec, SweepSpec, read_spec, write_spec
 from tune.space import Space
 
-DEFAULT_TRIALS = 16
+DEFAULT_TRIALS: int = SweepSpec.model_fields["num_trials"].default
 _QUALITY = "quality/"
 """Metrics that are measured every log.proxy_interval_steps."""
 
