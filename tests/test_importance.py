@@ -45,6 +45,13 @@ def test_luck_rarely_stands_out() -> None:
     assert named <= 8  # 3 are expected; 9 or more have a chance below 0.3 %
 
 
+def test_the_same_training_counts_once() -> None:
+    """Ten trials of two configurations are two results, however often they were had."""
+    columns: dict[str, list[object]] = {"kind": ["none", "self"] * 5, "heads": [4] * 10}
+    assert importances(columns, [1.0, 2.0] * 5) == []
+    assert importances(columns, [1.0, 2.0, *(2 + place / 10 for place in range(8))])
+
+
 def test_diverged_trials_count_as_worst() -> None:
     columns = {"lr": [1e-5, 1e-4, 1e-5, 1e-4, 1e-2, 1e-2, 1e-2, 1e-2]}
     scores = [5.0, 5.1, 5.2, 5.3, *[math.inf] * 4]

@@ -29,7 +29,7 @@ from tests.simulated_sweep import (
     spec_of,
     start_branin,
 )
-from tune.algorithms import NoStopping, StoppingRule, stopping_rule
+from tune.algorithms import StoppingRule, stopping_rule
 
 SEEDS = range(20)
 PLACES = [15 * place / 7 for place in range(8)]
@@ -37,14 +37,15 @@ GRID = {X: {"choice": PLACES}, Y: {"choice": PLACES}}
 RATES = {RATE: {"loguniform": [1e-3, 1.0]}}
 
 
-def on_the_grid(rule: StoppingRule, seed: int) -> Simulated:
-    spec = spec_of("grid", GRID, max_steps=MOST_STEPS, num_trials=64, seed=seed)
+def on_the_grid(algorithm: str, seed: int, rule: StoppingRule | None = None) -> Simulated:
+    """As `--algorithm grid+asha --grace-steps 3` runs it; `rule`: another one than it asks for."""
+    spec = spec_of(algorithm, GRID, max_steps=MOST_STEPS, num_trials=64, seed=seed, grace_steps=3)
     return simulate(spec, start_branin(seed), rule=rule)
 
 
-def asha(seed: int, mode: str = "min") -> StoppingRule:
-    """As `--algorithm asha --grace-steps 3` configures it."""
-    metrics = [{"name": METRIC, "mode": mode}]
+def upside_down(seed: int) -> StoppingRule:
+    """It stops the better ones."""
+    metrics = [{"name": METRIC, "mode": "max"}]
     spec = spec_of("asha", GRID, max_steps=MOST_STEPS, seed=seed, grace_steps=3, metrics=metrics)
     return stopping_rule(spec, 1)
 
@@ -59,8 +60,8 @@ class Race:
     """Of those that the whole grid takes."""
 
 
-def race(rule: StoppingRule, seed: int) -> Race:
-    done = on_the_grid(rule, seed)
+def race(algorithm: str, seed: int, rule: StoppingRule | None = None) -> Race:
+    done = on_the_grid(algorithm, seed, rule)
     grid = min(branin_curve(x, y, seed).exact(MOST_STEPS) for x in PLACES for y in PLACES)
     if not any(record.status == "finished" and record.group != "base"
                for record in done.records.values()):  # fmt: skip
@@ -70,16 +71,16 @@ def race(rule: StoppingRule, seed: int) -> Race:
 
 
 def test_asha_finds_the_grid_s_best_in_two_fifths_of_its_steps() -> None:
-    races = [race(asha(seed), seed) for seed in SEEDS]
+    races = [race("grid+asha", seed) for seed in SEEDS]
     assert sum(each.found and each.steps <= 0.4 for each in races) >= 18, races
 
 
 def test_what_is_not_asha_does_not() -> None:
     """The measure above can fail: trials that all train to their end take all steps, and a rule
     that stops the better ones finds nothing."""
-    whole = race(NoStopping(), 0)
+    whole = race("grid", 0)
     assert whole.found and whole.steps == 1.0
-    assert not any(race(asha(seed, mode="max"), seed).found for seed in range(5))
+    assert not any(race("grid+asha", seed, upside_down(seed)).found for seed in range(5))
 
 
 def test_the_functions_have_their_published_optima() -> None:
@@ -150,6 +151,11 @@ def test_pbt_solves_its_paper_s_toy_problem() -> None:
         spec = spec_of("pbt", space, max_steps=200, num_trials=4, perturbation_steps=10, seed=seed)
         done = simulate(spec, lambda overrides, _: ToyMember(), every=10)
         assert done.best().values[METRIC] < 0.1
+
+
+def test_median_stopping_finds_the_grid_s_best_with_less() -> None:
+    races = [race("grid+median", seed) for seed in SEEDS]
+    assert sum(each.found and each.steps <= 0.8 for each in races) >= 18, races
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe", "tpe+asha", "asha", "median", "pbt"])

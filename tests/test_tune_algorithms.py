@@ -151,8 +151,19 @@ def test_tpe_takes_several_metrics_lists_and_results_that_are_not_finite() -> No
     assert len(plan.records) == 16
 
 
+def test_tpe_searches_ranges_of_any_size() -> None:
+    tree = {
+        GAMMA: {"quniform": [1, 20, 1e-9]},
+        "model.attention.heads": {"randint": [1, 10**9]},
+        KIND: {"choice": ["additive"]},
+        "model.attention.head_dim": {"choice": [8]},
+    }
+    spec, space = make(tree, num_trials=9, algorithm="tpe")
+    assert len(play(Plan(spec, space), gamma_of)) == 10
+
+
 def test_impossible_combinations_of_a_grid_are_pruned_with_their_reason() -> None:
-    tree = {"model.attention.heads": {"grid": [2, 3]}, "model.attention.head_dim": {"grid": [0, 4]}}
+    tree = {"model.attention.heads": {"grid": [2, 3]}, "model.attention.head_dim": {"grid": [0, 8]}}
     spec, space = make(tree, num_trials=4, algorithm="grid")
     plan = Plan(spec, space)
     pruned = plan.prune()
@@ -164,10 +175,74 @@ def test_impossible_combinations_of_a_grid_are_pruned_with_their_reason() -> Non
     assert plan.is_finished()
 
 
+KIND, WINDOW = "model.attention.kind", "model.attention.window"
+FEW: dict[str, Any] = {
+    KIND: {"choice": ["none", "additive", "window"]},
+    WINDOW: {"choice": [[1, 3, 3], [0, 3, 3]]},
+    GAMMA: {"choice": [1, 2]},
+}
+
+
+def gamma_of(job: Job) -> float:
+    return float(str(job.record.overrides[GAMMA]))
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "grid+asha", "grid+median"])
+def test_a_grid_s_twins_are_pruned_and_named(algorithm: str) -> None:
+    tree = {KIND: {"grid": ["none", "self"]}, WINDOW: {"grid": [[1, 3, 3], [0, 3, 3]]}}
+    spec, space = make(tree, num_trials=4, algorithm=algorithm)
+    assert space.base_overrides[KIND] == "self"
+    plan = Plan(spec, space)
+    pruned = {record.group: record.reason for record in plan.prune()}
+    assert set(pruned) == {"0001", "0002", "0003"}
+    assert "the same training as 0000" in pruned["0001"]
+    assert "the same training as base" in pruned["0002"]
+    assert names(play(plan, lambda job: 1.0)) == ["base-seed0", "0000-seed0"]
+    assert plan.is_finished()
+
+
+@pytest.mark.parametrize("algorithm", ["random", "asha", "tpe", "tpe+median"])
+def test_nothing_is_trained_twice_and_nothing_is_left_out(algorithm: str) -> None:
+    """Of 12 combinations 8 are unlike: the window counts for one of three kinds."""
+    spec, space = make(FEW, num_trials=8, algorithm=algorithm)
+    assert space.count(100) == 8
+    jobs = play(Plan(spec, space), gamma_of)
+    assert len({space.identity(job.record.overrides) for job in jobs}) == len(jobs) == 9
+    for job in jobs:  # what has no say is not said
+        if job.record.overrides[KIND] != "window":
+            assert job.record.overrides[WINDOW] == space.base_overrides[WINDOW]
+    first = Plan(spec, space)
+    before = play(first, gamma_of, jobs=6)
+    after = play(Plan(spec, space, list(first.records.values())), gamma_of)
+    assert [j.record.overrides for j in [*before, *after]] == [j.record.overrides for j in jobs]
+    with pytest.raises(UserError, match="every combination of the search space has been tried"):
+        play(Plan(spec.model_copy(update={"num_trials": 9}), space), gamma_of)
+
+
+def test_members_of_a_population_may_be_equal() -> None:
+    spec, space = make({GAMMA: {"choice": [1, 2]}}, algorithm="pbt", num_trials=4)
+    assert len({job.record.trial_id for job in play(Plan(spec, space), gamma_of)}) == 5
+
+
+def test_tpe_hears_of_trials_whose_inert_keys_lie_outside_of_the_space() -> None:
+    tree = {LR: TREE[LR], KIND: {"choice": ["none", "additive"]},
+            WINDOW: {"choice": [[1, 3, 3], [0, 3, 3]]}}  # fmt: skip
+    spec, space = make(tree, num_trials=20, algorithm="tpe")
+    assert not space.keys[WINDOW].contains(space.base_overrides[WINDOW])
+
+    def rate(job: Job) -> float:
+        return math.log10(float(str(job.record.overrides[LR])))
+
+    low = play(Plan(spec, space), rate)[-10:]
+    high = play(Plan(spec, space), lambda job: -rate(job))[-10:]
+    assert sum(map(rate, low)) / 10 < -4 < -2 < sum(map(rate, high)) / 10  # of -5 to -1
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"algorithm": "grid"}, "a grid can't hold all of loguniform"),
+        ({"algorithm": "grid+asha"}, "a grid can't hold all of loguniform"),
         ({"algorithm": "grid", "tree": GRID, "num_trials": 9}, "the grid has 4 combinations"),
         ({"algorithm": "pbt", "tree": GRID}, "model.attention.heads can't change then"),
         ({"algorithm": "pbt", "num_trials": 3}, "needs a population of 4"),
@@ -271,3 +346,9 @@ def test_suggestions_are_those_of_the_plan() -> None:
     assert [suggest(spec, space, index, []) for index in range(3)] == [
         job.record.overrides for job in jobs[1:]
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "grid+asha", "grid+median"])
+def test_a_grid_is_suggested_in_its_order(algorithm: str) -> None:
+    spec, space = make(GRID, num_trials=4, algorithm=algorithm)
+    assert [suggest(spec, space, index, []) for index in range(4)] == space.grid()

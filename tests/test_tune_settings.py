@@ -1,15 +1,21 @@
 """A sweep's settings, what its folder takes when it goes on, and what it keeps."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import launch
 from distgan.config import Config
 from distgan.config_loading import flatten, load_config
 from distgan.errors import UserError
-from tests.tiny import TINY
+from tests.tiny import REPOSITORY, TINY, one_thread
 from tune.keeping import losers, remove_large
 from tune.progress import table
 from tune.records import MetricSpec, SweepSpec, TrialRecord, read_spec, read_sweep, write_record
@@ -30,11 +36,28 @@ def test_what_is_given_is_resolved(tmp_path: Path) -> None:
     assert (spec.num_trials, spec.seed, spec.max_steps) == (16, 3, 12)
     assert spec.metrics == (MetricSpec(name="loss/generator"), MetricSpec(name="a", mode="max"))
     assert spec.space == {"optim.generator.lr": {"loguniform": [1e-5, 1e-3]}}
-    grid: dict[str, object] = {"loss.gamma": {"grid": [1, 2, 3]}}
-    assert make_spec(base, grid, {"algorithm": "grid"}).num_trials == 3
+    grid: dict[str, object] = {"loss.gamma": {"grid": [1, 2, 10]}}  # the base is 10
+    for algorithm in ("grid", "grid+asha", "grid+median"):
+        assert make_spec(base, grid, {"algorithm": algorithm}).num_trials == 3
     # Members are compared where they were measured.
     pbt = make_spec(base, SPACE, {"algorithm": "pbt", "perturbation_steps": 5})
     assert pbt.perturbation_steps == 8
+
+
+def test_no_more_trials_are_planned_than_there_are_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = config(tmp_path, "model.attention.kind=self")
+    kinds: dict[str, object] = {"model.attention.kind": {"choice": ["none", "self"]},
+                                "model.attention.density": {"uniform": [0.1, 0.9]}}  # fmt: skip
+    for given in ({"num_trials": 9}, {}, {"algorithm": "tpe", "num_trials": 9}):
+        assert make_spec(base, kinds, given).num_trials == 1
+        assert "--num-trials is 1, not" in capsys.readouterr().out
+    kinds["model.attention.kind"] = {"choice": ["none", "sparse"]}  # which reads the density
+    assert make_spec(base, kinds, {"num_trials": 9}).num_trials == 9
+    assert make_spec(base, SPACE, {"algorithm": "pbt"}).num_trials == 16
+    with pytest.raises(UserError, match="holds the base configuration alone"):
+        make_spec(base, {"model.attention.window": {"choice": [[0, 3, 3], [3, 3, 3]]}}, {})
 
 
 @pytest.mark.parametrize(
@@ -44,6 +67,16 @@ def test_what_is_given_is_resolved(tmp_path: Path) -> None:
         ((), {"gpus_per_trial": 2.0}, "--gpus-per-trial 2.0"),
         ((), {"metrics": ["a", "a"]}, "comes twice"),
         (("log.proxy_interval_steps=0",), {}, "set an interval"),
+        (
+            ("log.proxy_interval_steps=0",),
+            {"algorithm": "asha", "metrics": ["quality/mine"]},
+            "--metric quality/mine is measured every log.proxy_interval_steps=0 steps",
+        ),
+        (
+            ("log.proxy_interval_steps=0",),
+            {"algorithm": "pbt", "num_trials": 4, "metrics": ["quality/mine"]},
+            "--metric quality/mine is measured every log.proxy_interval_steps=0 steps",
+        ),
         (("log.proxy_interval_steps=13",), {}, "never within train.max_steps=12"),
     ],
 )
@@ -142,3 +175,43 @@ def test_records_are_read_back_as_written(tmp_path: Path) -> None:
     file.write_text(file.read_text()[:40])
     with pytest.raises(UserError, match="a rerun repeats that trial"):
         read_sweep(base.run.dir)
+
+
+def test_a_folder_that_can_t_be_made_is_named(
+    tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(json.dumps(SPACE))
+    keys = [*TINY, "log.proxy_interval_steps=4", f"data.shards={tiny_data}", "run.dir=/proc/none"]
+    assert launch.main(["tune", "--space", str(space), *keys]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("launch.py tune: /proc/none") and len(told.splitlines()) == 1
+
+
+def test_who_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
+    """As `launch.py tune --status RUN | head -1` does."""
+    base = config(tmp_path / "run")
+    save_settings(base, make_spec(base, SPACE, {}))
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, str(REPOSITORY / "launch.py"), "tune", "--status", base.run.dir]
+    done = subprocess.run(
+        command, env=one_thread(), stdout=writes, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writes)
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+def test_overrides_may_stand_between_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = launch.build_parser()
+    parsed = parser.parse_args(["tune", "a=1", "--space", "x", "b=2", "--keep", "4", "c=3"])
+    assert (parsed.overrides, parsed.space, parsed.keep) == (["a=1", "b=2", "c=3"], "x", 4)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["tune", "a=1", "--space", "x", "b=2", "--keeep", "4"])
+    assert "unrecognized arguments: b=2 --keeep 4" in capsys.readouterr().err
+
+
+def test_the_help_tells_how_many_trials_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        launch.main(["tune", "--help"])
+    assert "(default: 16, or all of a grid;" in " ".join(capsys.readouterr().out.split())

@@ -1,16 +1,22 @@
 """Search spaces: what they hold, what they refuse, and that draws follow from the seed alone."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from distgan.attention import AttentionLayer
+from distgan.config import AttentionConfig
 from distgan.config_loading import load_config
 from distgan.errors import UserError
 from tests.tiny import TINY
 from tune.space import Space, read_space
 from tune.spaces import SPACES
+from tune.twins import READ_BY
 
 BASE = load_config("demo")
 
@@ -27,13 +33,27 @@ def space(**keys: Any) -> Space:
         ({"optim.generator.lrr": {"choice": [1]}}, "did you mean 'optim.generator.lr'"),
         ({"optim.generator.lr": {"chioce": [1]}}, "did you mean 'choice'"),
         ({"optim.generator.lr": 3}, "is not a distribution"),
-        ({"optim.generator.lr": {"choice": []}}, "takes [VALUE, ...]"),
+        ({"optim.generator.lr": {"choice": []}}, "choice [] is empty; write choice: [VALUE, ...]"),
+        ({"optim.generator.lr": {"choice": 3}}, "takes [VALUE, ...], not 3"),
+        (
+            {"model": {"attention": {"kind": {"choice": ["none", "self"]}, "heads": {}}}},
+            "not nested; write model.attention.kind: {'choice': ['none', 'self']}",
+        ),
+        (
+            {"model.attention": {"kind": {"choice": ["none"]}}},
+            "write model.attention.kind: {'choice': ['none']}",
+        ),
         ({"optim.generator.lr": {"uniform": [1]}}, "takes [LOW, HIGH]"),
         ({"optim.generator.lr": {"uniform": [1e-3, 1e-5]}}, "the first number must be the smaller"),
         ({"optim.generator.lr": {"uniform": ["a", 1]}}, "takes numbers, not 'a'"),
         ({"optim.generator.lr": {"loguniform": [0, 1]}}, "needs numbers above 0"),
         ({"optim.generator.lr": {"uniform": [-1, 1]}}, "greater than 0"),
         ({"loss.gamma": {"quniform": [0, 1, 2]}}, "the step must fit"),
+        ({"loss.gamma": {"quniform": [1, 20, 1e-12]}}, "the step is lost in rounding"),
+        ({"loss.gamma": {"uniform": [1, 10**400]}}, "takes numbers, not 1000"),
+        ({"loss.gamma": {"uniform": [-1e308, 1e308]}}, "spans more than a number holds"),
+        ({"loss.gamma": {"choice": [10**400]}}, "loss.gamma="),
+        ({"model.attention.heads": {"randint": [1, 10**30]}}, "whole numbers of at most"),
         ({"model.attention.heads": {"randint": [1.5, 4]}}, "needs whole numbers"),
         ({"model.attention.heads": {"uniform": [1, 4]}}, "valid integer"),
         ({"model.attention.heads": {"choice": ["many"]}}, "model.attention.heads='many'"),
@@ -103,12 +123,99 @@ def test_impossible_combinations_are_never_sampled() -> None:
     assert set(Counter(str(row) for row in rows).values()) and len({str(r) for r in rows}) == 3
 
 
+@pytest.mark.parametrize(
+    ("given", "inside", "outside"),
+    [
+        ({"randint": [1, 10**9]}, 987_654_321, 10**9 + 1),
+        ({"quniform": [1, 20, 1e-9]}, 19.999999999, 19.9999999995),
+    ],
+)
+def test_ranges_of_any_size_are_searched_at_once(
+    given: dict[str, Any], inside: float, outside: float
+) -> None:
+    made = space(loss__gamma=given)
+    each = made.keys["loss.gamma"]
+    assert each.contains(inside) and not each.contains(outside) and not each.contains(math.inf)
+    place = each.index_of(inside)
+    assert place is not None and each.value_at(place) == inside
+    rng = np.random.default_rng(0)
+    for index in range(20):
+        value = made.sample(0, index)["loss.gamma"]
+        assert each.contains(value) and each.contains(each.perturb(value, rng))
+    assert made.count(50) == 50
+    with pytest.raises(UserError, match="combinations, more than 10000; list fewer values"):
+        made.grid()
+
+
 def test_a_grid_holds_every_combination_and_refuses_a_continuum() -> None:
     made = space(loss__gamma={"grid": [1, 2]}, model__attention__heads={"randint": [1, 3]})
     rows = [tuple(row.values()) for row in made.grid()]
     assert rows == [(1.0, 1), (1.0, 2), (1.0, 3), (2.0, 1), (2.0, 2), (2.0, 3)]
     with pytest.raises(UserError, match="list values, such as"):
         space(loss__gamma={"uniform": [1, 2]}).grid()
+
+
+OTHER: dict[str, Any] = {
+    "heads": 2, "head_dim": 4, "positions": "none", "scores": "l2", "window": (1, 3, 3),
+    "block": (1, 2, 2), "reach": (0, 0, 0), "density": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(set(READ_BY) - {"none"}, key=str))
+@pytest.mark.parametrize("key", sorted(OTHER))
+def test_a_key_is_inert_where_the_layer_computes_the_same(kind: Any, key: str) -> None:
+    config = AttentionConfig(kind=kind, heads=4, head_dim=8, block=(2, 2, 2), density=1.0)
+    changed = config.model_copy(update={key: OTHER[key]})
+
+    def computed(config: AttentionConfig) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layer = AttentionLayer(16, config)
+        weights = [torch.randn_like(weight) for weight in layer.parameters()]
+        for weight, drawn in zip(layer.parameters(), weights, strict=True):
+            weight.data = drawn
+        return [*weights, layer(torch.randn(1, 4, 4, 4, 16))]
+
+    one, other = computed(config), computed(changed)
+    same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+    if key == "block" or key == "reach":  # all pairs are seen at density 1, by any block
+        return
+    assert all(same) == (key not in READ_BY[kind])
+
+
+def test_what_has_no_say_takes_the_base_s_value_and_twins_are_known() -> None:
+    made = space(
+        model__attention__kind={"choice": ["none", "dense", "self", "sparse"]},
+        model__attention__heads={"choice": [2, 4]},
+        model__attention__head_dim={"choice": [16, 32]},
+        model__attention__density={"uniform": [0.3, 0.9]},
+        loss__gamma={"randint": [1, 3]},
+    )
+
+    def named(kind: str, heads: int, head_dim: int, density: float, gamma: float) -> str:
+        values = (kind, heads, head_dim, density, gamma)
+        return made.identity(dict(zip(made.keys, values, strict=True)))
+
+    assert named("none", 2, 16, 0.4, 1) == named("none", 4, 32, 0.5, 1.0)
+    assert named("none", 2, 16, 0.4, 1) != named("none", 2, 16, 0.4, 2)
+    assert named("dense", 2, 32, 0.4, 1) == named("dense", 4, 16, 0.4, 1)
+    assert named("dense", 2, 32, 0.4, 1) != named("dense", 4, 32, 0.4, 1)
+    assert named("self", 2, 32, 0.4, 1) != named("self", 4, 16, 0.4, 1)
+    assert named("sparse", 2, 32, 0.4, 1) != named("sparse", 2, 32, 0.5, 1)
+    base = made.base_overrides
+    for row in (made.sample(0, index) for index in range(40)):
+        if row["model.attention.kind"] == "none":
+            assert [row[f"model.attention.{name}"] for name in ("heads", "density")] == [
+                base[f"model.attention.{name}"] for name in ("heads", "density")
+            ]
+
+
+def test_a_space_is_counted_without_twins_and_without_the_base() -> None:
+    kinds = {"choice": ["none", "self"]}  # the base is self
+    windows = {"choice": [[3, 3, 3], [0, 3, 3]]}
+    made = space(model__attention__kind=kinds, model__attention__window=windows)
+    assert made.count(9) == 1
+    assert space(loss__gamma={"uniform": [10, 20]}).count(9) == 9
+    assert Space(read_space("both"), BASE).count(9) == 9
 
 
 @pytest.mark.parametrize("name", sorted(SPACES))

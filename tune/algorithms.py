@@ -25,22 +25,27 @@ def suggest(
 ) -> Overrides:
     """Configuration number `index` (0, 1, ...) of the sweep.
 
-    Of random and pbt it follows from the seed and the index alone, of a grid from the index; of tpe
-    from the history too, so equal sweeps suggest alike where trials run one at a time.
+    Of random and pbt it follows from the seed and the index (of random, what was suggested before
+    is not suggested again), of a grid from the index; of tpe from the history too, so equal sweeps
+    suggest alike where trials run one at a time.
 
     Args:
         history: the records of each configuration that was started, one for each of its repeats.
     """
-    if spec.algorithm == "grid":
-        return space.grid()[index]
+    if "grid" in spec.algorithm:
+        return space.reduced(space.grid()[index])
+    if spec.algorithm == "pbt":  # equal members part when they change
+        return space.sample(spec.seed, index)
+    tried = [space.base_overrides, *(records[0].overrides for records in history)]
+    taken = {space.identity(overrides) for overrides in tried}
     if "tpe" in spec.algorithm:
-        return suggest_tpe(spec, space, index, history)
-    return space.sample(spec.seed, index)
+        return suggest_tpe(spec, space, index, history, taken)
+    return space.sample(spec.seed, index, taken=taken)
 
 
 def check_algorithm(spec: SweepSpec, space: Space) -> None:
     """Raises `UserError` if the algorithm can't do what is asked of it."""
-    if spec.algorithm == "grid":
+    if "grid" in spec.algorithm:
         size = len(space.grid())
         if spec.num_trials != size:
             raise UserError(

@@ -12,6 +12,7 @@ luckiest hyperparameter reaches when the ranks are dealt out at random (a permut
 maximum, Westfall and Young 1993, so many hyperparameters don't make one of them "important").
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +65,8 @@ class Importance:
 def importances(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> list[Importance]:
     """The importance of each hyperparameter, largest first; those with one value are left out.
 
+    Trials with equal values everywhere and equal scores are one training, and count once.
+
     Args:
         columns: hyperparameter -> its value in each trial (one place for trials that differ only in
             their seed).
@@ -72,7 +75,9 @@ def importances(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -
     Returns:
         Nothing with fewer than `LEAST_TRIALS` trials, or if all scores are the same.
     """
-    ranks = rankdata(scores) if len(scores) else np.zeros(0)
+    once = _first_of_each(columns, scores)
+    columns = {key: [values[place] for place in once] for key, values in columns.items()}
+    ranks = rankdata([scores[place] for place in once]) if once else np.zeros(0)
     if len(ranks) < LEAST_TRIALS or np.ptp(ranks) == 0:
         return []
     named = {key: _levels(values) for key, values in columns.items()}
@@ -94,6 +99,16 @@ def importances(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -
             )
         )
     return sorted(found, key=lambda importance: -importance.share)
+
+
+def _first_of_each(columns: Mapping[str, Sequence[Any]], scores: Sequence[float]) -> list[int]:
+    """Places of the trials, without those that repeat another one."""
+    seen: dict[str, int] = {}
+    for place, score in enumerate(scores):
+        # Of those that diverged nothing tells whether they were the same.
+        other = str(score) if math.isfinite(score) else f"{score} {place}"
+        seen.setdefault(str([other, *(values[place] for values in columns.values())]), place)
+    return list(seen.values())
 
 
 def explained_share(levels: Levels, ranks: Ranks) -> Ranks:

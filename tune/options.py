@@ -18,7 +18,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if name in _NOT_OPTIONS:
             continue
         text = " ".join((field.description or "").split())
-        default = "" if name == "num_trials" else f" (default: {field.default})"
+        default = f" (default: {field.default})"
+        if name == "num_trials":
+            default = f" (default: {field.default}, or all of a grid; at most all there are)"
         kind: dict[str, Any] = {"type": field.annotation, "metavar": "N"}
         if name == "algorithm":
             kind = {"choices": get_args(Algorithm)}

@@ -57,12 +57,19 @@ class Plan:
             self.active.discard(record.trial_id)
 
     def prune(self) -> list[TrialRecord]:
-        """The impossible combinations of a grid, which are noted here as pruned."""
-        if self.spec.algorithm != "grid":
+        """Of a grid, the impossible combinations and those that are the same training as one before
+        (the base configuration is the first), which are noted here as pruned."""
+        if "grid" not in self.spec.algorithm:
             return []
         pruned = []
+        trained = {self.space.identity(self.space.base_overrides): BASE}
         for group, overrides in zip(self._groups(), self.space.grid(), strict=True):
-            problem = self.space.problem(overrides)
+            first = trained.setdefault(self.space.identity(overrides), group)
+            problem = (
+                self.space.problem(self.space.reduced(overrides))
+                if first == group
+                else f"the same training as {first}: it differs in nothing that counts"
+            )
             for seed in self._seeds() if problem else ():
                 record = self._new(group, seed, overrides)
                 if record.trial_id not in self.records:

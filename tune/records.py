@@ -24,7 +24,10 @@ from distgan.errors import UserError
 SWEEP, CONFIG, TRIALS, TRIAL = "sweep.yaml", "config.yaml", "trials", "trial.json"
 
 Status = Literal["running", "finished", "stopped", "pruned", "diverged", "failed"]
-Algorithm = Literal["random", "grid", "tpe", "asha", "tpe+asha", "median", "tpe+median", "pbt"]
+Algorithm = Literal[
+    "random", "grid", "tpe", "asha", "grid+asha", "tpe+asha", "median", "grid+median", "tpe+median",
+    "pbt",
+]  # fmt: skip
 BASE = "base"
 """Group of the trials of the base configuration itself."""
 

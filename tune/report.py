@@ -228,7 +228,7 @@ def _importance(spec: SweepSpec, found: Sequence[Importance]) -> Iterator[str]:
         f"chance rarely (1 in 20) gives any of them more than {found[0].chance:.2f}. How they act "
         "together is not in these numbers."
     )
-    if spec.algorithm not in ("random", "grid", "asha", "median"):
+    if "tpe" in spec.algorithm or spec.algorithm == "pbt":
         yield _ADAPTIVE
     yield "\n| hyperparameter | share | interval | stands out | best values | worst values |"
     yield "|---|---|---|---|---|---|"

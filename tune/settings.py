@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from distgan import storage
 from distgan.config import Config
-from distgan.config_checks import PROXY_METRIC
 from distgan.config_loading import dump_yaml, flatten
 from distgan.errors import UserError
 from distgan.run_folder import CONFIG, differing_keys, saved_config
@@ -15,7 +14,9 @@ from tune.population import read_generations
 from tune.records import SWEEP, MetricSpec, SweepSpec, read_spec, write_spec
 from tune.space import Space
 
-DEFAULT_TRIALS = 16
+DEFAULT_TRIALS: int = SweepSpec.model_fields["num_trials"].default
+_QUALITY = "quality/"
+"""Metrics that are measured every log.proxy_interval_steps."""
 
 # What may differ when a sweep goes on: none of it changes a trial.
 FREE_ON_RESUME = (
@@ -37,9 +38,7 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
     checked = Space(space, config)
     if settings.get("metrics"):
         settings["metrics"] = tuple(_metric(text) for text in settings["metrics"])
-    if "num_trials" not in settings:
-        grid = settings.get("algorithm") == "grid"
-        settings["num_trials"] = len(checked.grid()) if grid else DEFAULT_TRIALS
+    settings["num_trials"] = _num_trials(checked, settings)
     try:
         spec = SweepSpec.model_validate(
             settings
@@ -63,9 +62,26 @@ def make_spec(config: Config, space: Mapping[str, object], given: Mapping[str, A
     return spec
 
 
+def _num_trials(space: Space, settings: Mapping[str, Any]) -> int:
+    """No more than there are unlike configurations: the same training again would tell nothing."""
+    algorithm, given = settings.get("algorithm"), settings.get("num_trials")
+    if algorithm and "grid" in algorithm:
+        return len(space.grid()) if given is None else int(given)
+    wanted = DEFAULT_TRIALS if given is None else int(given)
+    if algorithm == "pbt" or wanted < 1:
+        return wanted
+    there = space.count(wanted)
+    if not there:
+        raise UserError("the search space holds the base configuration alone; add values")
+    if there < wanted:
+        print(f"the search space holds {there} configurations beside the base one: "
+              f"--num-trials is {there}, not {wanted}", flush=True)  # fmt: skip
+    return there
+
+
 def evaluation_steps(config: Config, spec: SweepSpec) -> int:
     """Steps from one evaluation of the first metric to the next, as far as the name tells."""
-    if spec.metrics[0].name.startswith("quality/"):
+    if spec.metrics[0].name.startswith(_QUALITY):
         return config.log.proxy_interval_steps
     return config.log.interval_steps
 
@@ -86,7 +102,8 @@ def start_or_resume(config: Config, spec: SweepSpec) -> None:
     before = read_spec(folder).model_dump(mode="json")
     now = spec.model_dump(mode="json")
     differing = [k for k in now if now[k] != before[k] and k not in FREE_ON_RESUME]
-    if spec.algorithm in ("pbt", "grid") and now["num_trials"] != before["num_trials"]:
+    counted = spec.algorithm == "pbt" or "grid" in spec.algorithm
+    if counted and now["num_trials"] != before["num_trials"]:
         differing.append("num_trials")
     changes = [f"{key} (was {before[key]}, now {now[key]})" for key in differing]
     saved = saved_config(folder)
@@ -124,8 +141,10 @@ def _check_metrics(config: Config, spec: SweepSpec) -> None:
         if names.count(name) > 1:
             raise UserError(f"--metric {name} comes twice; give each metric once")
     interval = config.log.proxy_interval_steps
-    if PROXY_METRIC in names and not 0 < interval <= config.train.max_steps:
-        raise UserError(
-            f"--metric {PROXY_METRIC} is measured every log.proxy_interval_steps={interval} steps, "
-            f"never within train.max_steps={config.train.max_steps}; set an interval of some steps"
-        )
+    for name in names:
+        if name.startswith(_QUALITY) and not 0 < interval <= config.train.max_steps:
+            raise UserError(
+                f"--metric {name} is measured every log.proxy_interval_steps={interval} steps, "
+                f"never within train.max_steps={config.train.max_steps}; set an interval of some "
+                "steps"
+            )

@@ -1,7 +1,7 @@
 """What a sweep searches: dotted configuration keys, each with a distribution."""
 
-import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -12,10 +12,15 @@ from distgan.errors import UserError
 from distgan.seeding import numpy_generator
 from tune.distributions import Distribution, parse_distribution
 from tune.spaces import SPACES
+from tune.twins import identity, inert_keys
 
 Overrides = dict[str, JsonValue]
 MAX_DRAWS = 200
 """So many impossible combinations in a row, and the space is taken for contradictory."""
+MAX_ROWS = 100_000
+"""Spaces of more combinations than this are not counted: nobody trains them all."""
+MAX_GRID = 10_000
+"""Trials of the largest grid."""
 
 # Keys that name no hyperparameter, and what to do instead.
 _NOT_SEARCHED = {
@@ -62,32 +67,91 @@ class Space:
             return str(error)
         return ""
 
-    def sample(self, seed: int, index: int, purpose: str = "sample") -> Overrides:
-        """A possible combination, by chance; it follows from (seed, purpose, index) alone.
+    def reduced(self, overrides: Mapping[str, JsonValue]) -> Overrides:
+        """The same training, with the base's values where a key has no say in it."""
+        inert = inert_keys({**self.flat_base, **overrides})
+        return {k: self.flat_base[k] if k in inert else value for k, value in overrides.items()}
+
+    def identity(self, overrides: Mapping[str, JsonValue]) -> str:
+        """Equal for combinations that are the same training."""
+        return identity({**self.flat_base, **self.reduced(overrides)}, self.keys)
+
+    def sample(
+        self, seed: int, index: int, purpose: str = "sample", taken: Collection[str] = ()
+    ) -> Overrides:
+        """A possible combination, by chance; it follows from (seed, purpose, index, taken) alone.
 
         Each key draws for itself: another key in the space leaves its draws as they are, unless a
-        combination is impossible and drawn again.
+        combination is impossible or taken, and drawn again.
+
+        Args:
+            taken: identities of combinations that are not wanted once more.
         """
+        problem, repeated = "", False
         for attempt in range(MAX_DRAWS):
-            drawn: Overrides = {
+            drawn = self.reduced({
                 key: distribution.sample(numpy_generator(seed, f"{purpose} {key}", index, attempt))
                 for key, distribution in self.keys.items()
-            }
+            })  # fmt: skip
+            if self.identity(drawn) in taken:
+                repeated = True
+                continue
             problem = self.problem(drawn)
             if not problem:
                 return drawn
+        if repeated:  # chance hardly finds the last ones
+            for other in self.others(taken):
+                return other
+            raise UserError("every combination of the search space has been tried; add values")
         raise UserError(
             f"{MAX_DRAWS} combinations drawn from the search space are all impossible; the last "
             f"one: {problem}"
         )
 
+    def others(self, taken: Collection[str]) -> Iterator[Overrides]:
+        """The possible combinations that are not taken, each once, the last key fastest; one value
+        stands for a continuum."""
+        seen = set(taken)
+        for raw in self._rows(MAX_ROWS):
+            row = self.reduced(raw)
+            name = self.identity(row)
+            if name not in seen:
+                seen.add(name)
+                if not self.problem(row):
+                    yield row
+
+    def count(self, limit: int) -> int:
+        """How many unlike combinations there are beside the base; `limit` if that many or more."""
+        endless = {key for key, each in self.keys.items() if each.size is None}
+        if self._size() > MAX_ROWS:
+            return limit
+        found = 0
+        for row in self.others({self.identity(self.base_overrides)}):
+            if endless - inert_keys({**self.flat_base, **row}):
+                return limit
+            found += 1
+            if found >= limit:
+                break
+        return found
+
     def grid(self) -> list[Overrides]:
         """Every combination, the last key fastest; impossible ones are among them.
 
         Raises:
-            UserError: a key has a continuum of values.
+            UserError: a key has a continuum of values, or there are more than `MAX_GRID`.
         """
-        return list(self._rows())
+        for key, each in self.keys.items():
+            if each.size is None:
+                raise UserError(
+                    f"{key}: a grid can't hold all of {each.kind}; list values, such as "
+                    f"{key}: {{grid: {each.examples()}}}, or use --algorithm random or tpe"
+                )
+        if self._size() > MAX_GRID:
+            raise UserError(
+                f"the grid has {self._size()} combinations, more than {MAX_GRID}; list fewer "
+                "values, or use --algorithm random or tpe"
+            )
+        return list(self._rows(MAX_GRID))
 
     def _checked(self, key: str, given: object) -> Distribution:
         if not key.startswith(_SEARCHED_ALL_THE_SAME):
@@ -115,25 +179,25 @@ class Space:
 
     def _refuse_contradictions(self) -> None:
         if all(distribution.is_listed for distribution in self.keys.values()):
-            problems = [self.problem(row) for row in itertools.islice(self._rows(), MAX_DRAWS)]
+            problems = [self.problem(row) for row in self._rows(MAX_DRAWS)]
             if "" not in problems and len(problems) < MAX_DRAWS:
                 raise UserError(
                     f"the search space has no possible combination; the first one: {problems[0]}"
                 )
         self.sample(0, 0)
 
-    def _rows(self) -> Iterator[Overrides]:
-        columns = {}
-        for key, distribution in self.keys.items():
-            values = distribution.all_values()
-            if values is None:
-                raise UserError(
-                    f"{key}: a grid can't hold all of {distribution.kind}; list values, such as "
-                    f"{key}: {{grid: {distribution.examples()}}}, or use --algorithm random or tpe"
-                )
-            columns[key] = values
-        for row in itertools.product(*columns.values()):
-            yield dict(zip(columns, row, strict=True))
+    def _size(self) -> int:
+        """How many combinations there are; a continuum counts as one value."""
+        return math.prod(each.size or 1 for each in self.keys.values())
+
+    def _rows(self, most: int) -> Iterator[Overrides]:
+        """The first combinations, the last key fastest; one value stands for a continuum."""
+        for number in range(min(self._size(), most)):
+            row: Overrides = {}
+            for key, each in reversed(self.keys.items()):
+                number, place = divmod(number, each.size or 1)
+                row[key] = each.examples()[1] if each.size is None else each.value_at(place)
+            yield {key: row[key] for key in self.keys}
 
 
 def read_space(name: str) -> dict[str, object]:

@@ -8,7 +8,7 @@ the suggestions that it would have made.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import optuna
@@ -27,28 +27,37 @@ from distgan.seeding import derive_seed
 from tune.distributions import Distribution
 from tune.records import SweepSpec, TrialRecord
 from tune.space import MAX_DRAWS, Overrides, Space
+from tune.twins import inert_keys
 
 STARTUP = 6
 """The first suggestions are by chance: an estimate needs something to look at."""
+_MOST_REPEATED = 20
+"""Suggestions of what was tried before; then chance chooses among the others."""
 
 
 def suggest_tpe(
-    spec: SweepSpec, space: Space, index: int, history: Sequence[Sequence[TrialRecord]]
+    spec: SweepSpec,
+    space: Space,
+    index: int,
+    history: Sequence[Sequence[TrialRecord]],
+    taken: Collection[str] = (),
 ) -> Overrides:
     """The configuration number `index`.
 
     Args:
         history: the records of each configuration so far, one for each of its repeats.
+        taken: identities of configurations that are not wanted once more.
 
     Raises:
         UserError: nothing but impossible combinations is suggested.
     """
     if len(history) < STARTUP:
-        return space.sample(spec.seed, index)
+        return space.sample(spec.seed, index, taken=taken)
     distributions = {key: _to_optuna(d) for key, d in space.keys.items()}
     told = _told(spec, space, history, distributions)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    repeated = 0
     try:
         for attempt in range(MAX_DRAWS):
             sampler = TPESampler(
@@ -62,7 +71,13 @@ def suggest_tpe(
             )
             study.add_trials(told)
             asked = study.ask(distributions)
-            overrides = {key: _from_optuna(d, asked.params[key]) for key, d in space.keys.items()}
+            drawn = {key: _from_optuna(d, asked.params[key]) for key, d in space.keys.items()}
+            overrides = space.reduced(drawn)
+            if space.identity(overrides) in taken:
+                repeated += 1
+                if repeated == _MOST_REPEATED:
+                    return space.sample(spec.seed, index, taken=taken)
+                continue
             problem = space.problem(overrides)
             if not problem:
                 return overrides
@@ -88,22 +103,25 @@ def _told(
     ]
     told = []
     for records, values in zip(history, means, strict=True):
-        overrides = records[0].overrides
+        # Keys without a say tell nothing; the base's values, which they hold, may be no others'.
+        inert = inert_keys({**space.flat_base, **records[0].overrides})
+        overrides = {k: value for k, value in records[0].overrides.items() if k not in inert}
         if not all(space.keys[key].contains(value) for key, value in overrides.items()):
             continue  # the base configuration may lie outside of the space
         params = {key: _as_param(space.keys[key], value) for key, value in overrides.items()}
+        known_here = {key: distributions[key] for key in params}
         bad = any(record.status in ("diverged", "failed") for record in records)
         if any(record.status == "running" for record in records):
             told.append(create_trial(
-                state=TrialState.RUNNING, params=params, distributions=dict(distributions)
+                state=TrialState.RUNNING, params=params, distributions=known_here
             ))  # fmt: skip
         elif (bad or values is None) and worst:
             told.append(create_trial(
-                values=worst, params=params, distributions=dict(distributions)
+                values=worst, params=params, distributions=known_here
             ))  # fmt: skip
         elif values is not None:
             told.append(create_trial(
-                values=values, params=params, distributions=dict(distributions)
+                values=values, params=params, distributions=known_here
             ))  # fmt: skip
     return told
 
@@ -122,9 +140,8 @@ def _to_optuna(distribution: Distribution) -> BaseDistribution:
     if distribution.is_whole:
         return IntDistribution(int(low), int(high))
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None
-        return IntDistribution(0, len(values) - 1)
+        assert distribution.size is not None
+        return IntDistribution(0, distribution.size - 1)
     return FloatDistribution(low, high, log=distribution.kind == "loguniform")
 
 
@@ -132,9 +149,7 @@ def _as_param(distribution: Distribution, value: JsonValue) -> JsonValue:
     if distribution.is_listed:
         return json.dumps(value)
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None
-        return values.index(value)
+        return distribution.index_of(value)
     return value
 
 
@@ -144,7 +159,6 @@ def _from_optuna(distribution: Distribution, param: JsonValue) -> JsonValue:
         value: JsonValue = json.loads(param)
         return value
     if distribution.kind == "quniform":
-        values = distribution.all_values()
-        assert values is not None and isinstance(param, int)
-        return values[param]
+        assert isinstance(param, int)
+        return distribution.value_at(param)
     return param
