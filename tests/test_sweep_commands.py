@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from tests.sweep_folders import (
     start_sweep,
 )
 from tests.tiny import launch
-from tune.records import trial_folder, write_record
+from tune.records import read_sweep, trial_folder, write_record
 from tune.sweep import SweepOutcome
 from tune.trial import trial_config
 
@@ -149,17 +150,49 @@ def test_all_of_it_works_on_object_storage(
         assert storage.exists(f"{url}/best_generator/model.safetensors")
 
 
+def run_instead(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, make: Callable[[], SweepOutcome]
+) -> int:
+    """`launch.py tune` in a folder, with a sweep that is made at once; its exit code."""
+    monkeypatch.setattr("tune.sweep.run_sweep", lambda config, spec: make())
+    space = folder / "space.yaml"
+    space.write_text(f"{LR}: {{loguniform: [1.0e-5, 1.0e-2]}}")
+    return main(["tune", "--space", str(space), f"run.dir={folder}"])
+
+
 def test_a_sweep_ends_with_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def sweep(config: object, spec: object) -> SweepOutcome:
+    def sweep() -> SweepOutcome:
         make_sweep(str(tmp_path), trials=2)
-        return SweepOutcome([], None, True)
+        return SweepOutcome(read_sweep(str(tmp_path))[1], None, True)
 
-    monkeypatch.setattr("tune.sweep.run_sweep", sweep)
-    space = tmp_path / "space.yaml"
-    space.write_text(f"{LR}: {{loguniform: [1.0e-5, 1.0e-2]}}")
-    arguments = ["tune", "--space", str(space), f"run.dir={tmp_path}"]
-    assert main(arguments) == 0
+    assert run_instead(monkeypatch, tmp_path, sweep) == 0
     assert "Winner: " in capsys.readouterr().out
     assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize(("status", "code"), [("diverged", 3), ("failed", 1)])
+def test_a_sweep_of_bad_trials_ends_with_its_results_too(
+    status: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def sweep() -> SweepOutcome:
+        start_sweep(str(tmp_path), spec_of(num_trials=1))
+        for group, how in ((BASE, status), ("0000", "diverged")):
+            bad = record(group, None, status=how, step=0, reason="a gradient is not finite")
+            write_record(str(tmp_path), bad)
+        return SweepOutcome(read_sweep(str(tmp_path))[1], None, True)
+
+    assert run_instead(monkeypatch, tmp_path, sweep) == code
+    assert "all 2 trials ended badly" in capsys.readouterr().err
+    assert "a gradient is not finite" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "trials.csv").exists()
+    for action in ("export", "retrain"):
+        assert main(["tune", f"--{action}", str(tmp_path)]) == 2
+        message = capsys.readouterr().err
+        assert "the sweep is over" in message and "wait" not in message
+
+
+def test_a_sweep_that_was_cut_short_is_not_judged_by_bad_trials(tmp_path: Path) -> None:
+    SweepOutcome([record(BASE, None, status="diverged", step=0)], None, False).refuse_all_bad()

@@ -50,6 +50,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     spec = make_spec(config, read_space(arguments.space), given_options(arguments))
     outcome = run_sweep(config, spec)
     print(write_results(config.run.dir))
+    outcome.refuse_all_bad()  # only now: the results say what became of each
     if not outcome.is_complete:
         print(f"stopped; run the same command again to go on in {config.run.dir}")
     return 128 + outcome.signal if outcome.signal else 0

@@ -35,6 +35,12 @@ class Sweep:
     def winner(self) -> Candidate | None:
         return winner(self.candidates)
 
+    @property
+    def is_over(self) -> bool:
+        """Every trial has ended."""
+        total = (self.spec.num_trials + 1) * self.spec.repeats
+        return len(self.records) >= total and all(r.status != "running" for r in self.records)
+
 
 def load_sweep(folder: str) -> Sweep:
     """Reads a sweep's folder.
@@ -76,11 +82,16 @@ def best_config(sweep: Sweep) -> Config:
     """The winner as a whole configuration, with a run folder of its own in the sweep's.
 
     Raises:
-        UserError: no trial has a value yet.
+        UserError: no trial has a value.
     """
     best = sweep.winner
     if best is None:
         metric = sweep.spec.metrics[0].name
+        if sweep.is_over:
+            raise UserError(
+                f"{sweep.folder}: the sweep is over, and no trial came to a value of {metric}; "
+                "see its report.md for the reasons"
+            )
         raise UserError(f"{sweep.folder}: no trial has a value of {metric} yet; wait for one")
     run_dir = storage.join(sweep.folder, RETRAINED)
     return with_values(sweep.base, {**best_overrides(sweep, best), "run.dir": run_dir})
