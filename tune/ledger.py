@@ -13,6 +13,7 @@ from tune.keeping import losers, remove_large
 from tune.plan import Job, Plan
 from tune.progress import happened
 from tune.records import SweepSpec, TrialRecord, write_record
+from tune.training import UnmeasuredError
 
 Tell = Callable[[str], None]
 
@@ -91,7 +92,7 @@ class Ledger:
             seconds = max(record.seconds, float(result["seconds"]))
             record = replace(record, seconds=seconds)
             if state == "unmeasured":
-                self.end_with(UserError(reason))
+                self.end_with(UnmeasuredError(reason))
             if state in ("finished", "stopped", "diverged", "failed"):
                 record = replace(record, status=state, reason=reason)  # type: ignore[arg-type]
                 self.tell(happened(record))

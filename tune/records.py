@@ -22,6 +22,7 @@ from distgan.config_loading import parse_yaml
 from distgan.errors import UserError
 
 SWEEP, CONFIG, TRIALS, TRIAL = "sweep.yaml", "config.yaml", "trials", "trial.json"
+TUNE = "ray"
 
 Status = Literal["running", "finished", "stopped", "pruned", "diverged", "failed"]
 Algorithm = Literal["random", "grid", "tpe", "asha", "tpe+asha", "median", "tpe+median", "pbt"]

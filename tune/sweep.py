@@ -29,16 +29,17 @@ from distgan.metrics.writer import METRICS_NAME, read_metrics
 from distgan.run_folder import StopSignals, alone_in
 from tune.algorithms import check_algorithm, stopping_rule
 from tune.early_stopping import StoppingRule
+from tune.keeping import take_back
 from tune.ledger import Ledger
 from tune.needs import placement, trials_at_a_time
 from tune.plan import Plan
 from tune.population import read_generations, write_generations
 from tune.progress import table
 from tune.ray_side import LedgerCallback, LedgerSearcher, keep_credentials_here
-from tune.records import SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
+from tune.records import TUNE, SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
 from tune.settings import evaluation_steps, save_settings, start_or_resume
 from tune.space import Space
-from tune.training import Train
+from tune.training import Train, UnmeasuredError
 from tune.trial import Board, Trial
 
 _POLL_S = 0.5
@@ -141,14 +142,15 @@ class _Sweep:
             self._watch(thread, signals, total)
         if self.error is not None:
             raise self.error
+        records = self.ledger.records()
+        storage.remove_tree(storage.join(self.folder, TUNE))
+        if isinstance(self.ledger.problem, UnmeasuredError):
+            take_back(self.folder, self.spec, records)
         if self.ledger.problem is not None:
             raise self.ledger.problem
         self.ledger.remove_losers()
-        records = self.ledger.records()
         _say(table(self.spec, records, total))
         complete = len(records) >= total and all(r.status != "running" for r in records)
-        if complete:
-            storage.remove_tree(storage.join(self.folder, "ray"))
         return SweepOutcome(records, signals.received, complete)
 
     def _watch(self, thread: threading.Thread, signals: StopSignals, total: int) -> None:
