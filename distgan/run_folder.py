@@ -111,6 +111,25 @@ def alone_in(run_dir: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def is_held(run_dir: str) -> bool | None:
+    """Whether a process of this machine works in the folder; None where that can't be told.
+
+    Looks only. For the blink of it a process that comes is refused the folder.
+    """
+    if not storage.is_local(run_dir):
+        return None
+    try:
+        with Path(storage.local_path(run_dir), LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except PermissionError:  # another user's
+        return None
+    return False
+
+
 def save_config(config: Config) -> None:
     storage.write_bytes(storage.join(config.run.dir, CONFIG), dump_yaml(config).encode())
 

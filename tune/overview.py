@@ -12,7 +12,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import flatten, with_values
 from distgan.errors import UserError
-from distgan.run_folder import saved_config
+from distgan.run_folder import is_held, saved_config
 from tune import tables
 from tune.ranking import Candidate, best_trial, rank, winner
 from tune.records import SweepSpec, TrialRecord, read_sweep
@@ -65,10 +65,22 @@ def status(folder: str) -> str:
         UserError: there is no sweep in the folder, or a file of it is damaged.
     """
     sweep = load_sweep(folder)
-    lines = [f"{folder}: {tables.counts(sweep.candidates)}"]
+    lines = [f"{folder}: {tables.counts(sweep.candidates)}; {_life(sweep)}"]
     if sweep.candidates:
         lines.append(tables.as_text(sweep.spec, sweep.candidates))
     return "\n".join(lines)
+
+
+def _life(sweep: Sweep) -> str:
+    """Whether the sweep is over, goes on, or was interrupted."""
+    if sweep.is_over:
+        return "the sweep is over"
+    held = is_held(sweep.folder)
+    if held is None:
+        return "whether a process still works on it can't be told from its folder"
+    if held:
+        return "the sweep goes on"
+    return "interrupted (nobody on this machine works on it); run the same command again to go on"
 
 
 def best_overrides(sweep: Sweep, best: Candidate) -> dict[str, JsonValue]:
