@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from distgan import storage
 from distgan.config_loading import load_config, with_values
 from distgan.errors import UserError
 from distgan.local import train_locally
-from distgan.run_folder import StopSignals, saved_config
+from distgan.run_folder import StopSignals, alone_in, saved_config
 from launch import main
+from tests import simulated_sweep
 from tests.object_servers import BUCKET, OPTIONS, options_for, rclone_server, with_options
+from tests.simulated_sweep import NoisyQuadratic
 from tests.sweep_folders import (
     BASE,
     LR,
@@ -26,7 +30,7 @@ from tests.sweep_folders import (
     spec_of,
     start_sweep,
 )
-from tests.tiny import TINY, launch
+from tests.tiny import REPOSITORY, TINY, launch
 from tune.early_stopping import NoStopping
 from tune.ledger import Ledger
 from tune.plan import Plan
@@ -71,12 +75,58 @@ def test_status_shows_the_trials_best_first(
     assert sorted(path for path in tmp_path.rglob("*")) == before  # it only looks
 
 
+def test_a_population_follows_from_its_seed_as_the_help_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = simulated_sweep.spec_of(
+        "pbt", {simulated_sweep.RATE: {"loguniform": [1e-4, 1.0]}},
+        num_trials=6, max_steps=40, perturbation_steps=10, seed=5,
+    )  # fmt: skip
+    one, many = (
+        simulated_sweep.simulate(spec, lambda *_: NoisyQuadratic(), at_a_time=at_a_time).records
+        for at_a_time in (1, 6)
+    )
+    assert one == many and any(record.parent for record in one.values())
+    with pytest.raises(SystemExit):
+        main(["tune", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    promised, _, refused = text.partition("Nothing is promised")
+    assert "so does a whole pbt sweep" in promised and "pbt" not in refused.partition(".")[0]
+
+
 def test_status_of_a_sweep_that_has_just_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start_sweep(str(tmp_path), spec_of())
     assert main(["tune", "--status", str(tmp_path)]) == 0
     assert "none yet" in capsys.readouterr().out
+
+
+def test_status_tells_a_sweep_that_goes_on_from_one_that_was_interrupted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def first_line() -> str:
+        assert main(["tune", "--status", str(tmp_path)]) == 0
+        return capsys.readouterr().out.splitlines()[0]
+
+    start_sweep(str(tmp_path), spec_of(num_trials=1))
+    write_record(str(tmp_path), record(BASE, 50.0))
+    write_record(str(tmp_path), record("0000", None, status="running", step=0, reason=""))
+    assert "interrupted" in first_line() and "run the same command again" in first_line()
+    with alone_in(str(tmp_path)):
+        assert "1 running; the sweep goes on" in first_line()
+    holder = "import sys, time; from distgan.run_folder import alone_in\n"
+    holder += "with alone_in(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"in\n"
+        assert "the sweep goes on" in first_line()
+        process.kill()
+        process.wait()
+    assert "interrupted" in first_line()
+    write_record(str(tmp_path), record("0000", 40.0))
+    assert "2 finished; the sweep is over" in first_line()
 
 
 @pytest.mark.parametrize("action", ["status", "report", "export", "retrain"])
@@ -151,7 +201,8 @@ def test_all_of_it_works_on_object_storage(
                 storage.write_bytes(storage.join(url, name), path.read_bytes())
         options = [*OPTIONS, f"storage.endpoint_url=http://127.0.0.1:{port}"]
         assert main(["tune", "--status", url, *options]) == 0
-        assert "g0-s1" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "g0-s1" in shown and "can't be told from its folder" in shown
         assert main(["tune", "--report", url, *options]) == 0
         assert f"--config {url}/best.yaml" in capsys.readouterr().out
         assert main(["tune", "--export", url, *options]) == 0

@@ -15,9 +15,9 @@ A space is a YAML file of configuration keys, such as
   optim.generator.lr: {loguniform: [1e-5, 1e-3]}
   model.attention.kind: {choice: [none, self]}
 with choice, uniform, quniform, loguniform, randint or grid; or a ready one: attention, optimizer,
-both. random, grid and pbt's first members follow from the seed alone; so does what tpe suggests
-with --max-concurrent 1. Nothing is promised for which trials asha, median and pbt stop or copy
-while several run at a time: that depends on which comes first."""
+both. What random and grid try follows from the seed alone; so does a whole pbt sweep, as members
+wait for each other, and what tpe suggests with --max-concurrent 1. Nothing is promised for which
+trials asha and median stop while several run at a time: that depends on which comes first."""
 
 
 def add_tune(commands: "Commands[argparse.ArgumentParser]") -> None:
