@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from tune.settings import save_settings, start_or_resume
 from tune.space import Space
 from tune.sweep import SweepOutcome, _Sweep
 from tune.trial import trial_config
+from tune.winner import retrained_config
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +187,32 @@ def test_retraining_is_another_longer_run_that_can_be_resumed(trained: str) -> N
     assert config is not None and config.seed == 1 and config.optim.generator.lr == 1e-3
     done = launch("tune", "--retrain", trained, "train.max_steps=16")
     assert done.returncode == 0 and "stopped at step 16" in done.stdout, done.stderr
+    done = launch("tune", "--retrain", trained, "seed=7")  # a fair measurement, beside that one
+    assert done.returncode == 0 and "best-seed7" in done.stdout, done.stderr
     # The sweep is as it was: the new run is none of its trials.
     assert main(["tune", "--report", trained]) == 0
     assert "best" not in {path.name for path in Path(trained, "trials").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "best"),
+        (["train.max_steps=99", "log.interval_steps=3"], "best"),  # the same run, longer
+        (["seed=7", "train.max_steps=99"], "best-seed7"),
+        (["seed=0"], "best"),
+        (["model.attention.window=[1,3,3]"], r"best-model\.attention\.window_1_3_3_-\w{8}"),
+        (["run.dir=/elsewhere", "seed=7"], "elsewhere"),
+    ],
+)
+def test_what_makes_a_retraining_another_run_is_in_its_folder_s_name(
+    tmp_path: Path, overrides: list[str], name: str
+) -> None:
+    start_sweep(str(tmp_path), spec_of())
+    add_trial(str(tmp_path), record(BASE, 10.0))
+    found = Path(retrained_config(str(tmp_path), overrides).run.dir)
+    assert re.fullmatch(name, found.name)
+    assert found.parent == (Path("/") if name == "elsewhere" else tmp_path)
 
 
 def test_all_of_it_works_on_object_storage(

@@ -102,6 +102,6 @@ SWEEP_ACTIONS = {
     "status": ("show the trials of a sweep so far, from its folder or URL", _tune_status),
     "report": ("write its results anew: report.md, best.yaml, tables, plots", _tune_report),
     "export": ("copy the winner's generator to best_generator/ in its folder", _tune_export),
-    "retrain": ("train the winner from its start in the folder best/ in its folder; overrides, "
-                "such as train.max_steps=20000, count", _tune_retrain),
+    "retrain": ("train the winner from its start in the folder best/ in its folder, longer with "
+                "train.max_steps=20000, say; with seed=7, in best-seed7/", _tune_retrain),
 }  # fmt: skip
