@@ -297,7 +297,7 @@ def end_unmeasured(folder: str, earlier: Sequence[TrialRecord] = ()) -> None:
     sweep.ledger = Ledger(folder, spec, plan, NoStopping(), None, 1, print)
     job = sweep.ledger.next_job()
     storage.write_bytes(storage.join(folder, "ray", "start-1", "state"), b"")
-    end = {"state": "unmeasured", "reason": "--metric nope/nope: ...", "seconds": 1.0}
+    end = {"state": "unmeasured", "reason": "--metric nope/nope: ...", "seconds": 1.0, "step": 0}
     sweep.ledger.note_end(job["trial_id"], end)
     with pytest.raises(UserError, match="--metric nope/nope"):
         sweep.run(StopSignals())

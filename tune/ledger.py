@@ -90,7 +90,8 @@ class Ledger:
         with self._lock:
             record = self.plan.records[trial_id]
             seconds = max(record.seconds, float(result["seconds"]))
-            record = replace(record, seconds=seconds)
+            step = max(record.step, int(result["step"]))  # of one that diverged: where
+            record = replace(record, seconds=seconds, step=step)
             if state == "unmeasured":
                 self.end_with(UnmeasuredError(reason))
             if state in ("finished", "stopped", "diverged", "failed"):

@@ -96,7 +96,7 @@ class TrialRecord:
     reason: str
     """Why it finished, was stopped, was pruned, diverged or failed."""
     step: int
-    """Of its last evaluation; 0 before the first."""
+    """Of its last evaluation, 0 before the first; of a diverged one, where it diverged."""
     values: dict[str, float]
     """The sweep's metrics as they were logged last up to `step`. The last, not the best: this is
     what its checkpoint and its exported generator give, and the least of many noisy evaluations
