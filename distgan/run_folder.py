@@ -111,6 +111,25 @@ def alone_in(run_dir: str) -> Iterator[None]:
                 folder.rmdir()
 
 
+def is_held(run_dir: str) -> bool | None:
+    """Whether a process of this machine works in the folder; None where that can't be told.
+
+    Looks only. For the blink of it a process that comes is refused the folder.
+    """
+    if not storage.is_local(run_dir):
+        return None
+    try:
+        with Path(storage.local_path(run_dir), LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except PermissionError:  # another user's
+        return None
+    return False
+
+
 def save_config(config: Config) -> None:
     storage.write_bytes(storage.join(config.run.dir, CONFIG), dump_yaml(config).encode())
 
@@ -123,18 +142,31 @@ def mark_diverged(run_dir: str, step: int, reason: str) -> None:
 
 def refuse_if_diverged(run_dir: str) -> None:
     """Raises `DivergedError` if the marker is there."""
-    path = storage.join(run_dir, DIVERGED)
-    if storage.exists(path):
-        try:
-            marker = parse_object(storage.read_bytes(path))
-        except ValueError:
-            marker = {}
+    marker = _diverged_marker(run_dir)
+    if marker is not None:
         step, reason = marker.get("step", "?"), marker.get("reason", "the marker itself is damaged")
         raise DivergedError(
             f"the run in {run_dir} diverged at step {step}: {reason}. Start a "
             "new run with other settings (a lower learning rate or a higher loss.gamma, say); to "
-            f"go on from the last checkpoint all the same, delete {path}"
+            "go on from the last checkpoint all the same, delete "
+            f"{storage.join(run_dir, DIVERGED)}"
         )
+
+
+def diverged_step(run_dir: str) -> int:
+    """The step at which the run diverged; 0 if it has not, or if that can't be read."""
+    step = (_diverged_marker(run_dir) or {}).get("step")
+    return step if isinstance(step, int) else 0
+
+
+def _diverged_marker(run_dir: str) -> dict[str, Any] | None:
+    path = storage.join(run_dir, DIVERGED)
+    if not storage.exists(path):
+        return None
+    try:
+        return dict(parse_object(storage.read_bytes(path)))
+    except ValueError:
+        return {}
 
 
 def _keep_answers(config: Config, saved: Config) -> Any:

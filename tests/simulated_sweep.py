@@ -120,8 +120,8 @@ def _learner(job: Job, start: Start, done: Simulated) -> Learner:
     record = job.record
     if job.parent_step:
         return copy.deepcopy(done.snapshots[record.parent, job.parent_step])
-    if record.step:
-        return done.snapshots[record.trial_id, record.step]
+    if record.step:  # who copies it later needs it as it was
+        return copy.deepcopy(done.snapshots[record.trial_id, record.step])
     return start(record.overrides, record.seed)
 
 

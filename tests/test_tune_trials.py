@@ -146,7 +146,9 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tiny_data: str, tmp_path: Pat
     assert {name: r.status for name, r in ended.items()} == {
         "base-seed0": "finished", "0000-seed0": "finished", "0001-seed0": "diverged",
     }  # fmt: skip
-    assert "stop.nonfinite_steps" in ended["0001-seed0"].reason
+    diverged = ended["0001-seed0"]
+    assert "stop.nonfinite_steps" in diverged.reason
+    assert diverged.step > 0 and diverged.reason.startswith(f"step {diverged.step}: ")
     assert (tmp_path / "run/trials/base-seed0/metrics.jsonl").stat().st_mtime_ns == stamp
     assert ended["0000-seed0"].values == plain_values(sweep, "0000-seed0", tmp_path / "plain")
     kept = [name for name in ended if (tmp_path / "run/trials" / name / "checkpoints").exists()]

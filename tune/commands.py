@@ -15,9 +15,9 @@ A space is a YAML file of configuration keys, such as
   optim.generator.lr: {loguniform: [1e-5, 1e-3]}
   model.attention.kind: {choice: [none, self]}
 with choice, uniform, quniform, loguniform, randint or grid; or a ready one: attention, optimizer,
-both. random, grid and pbt's first members follow from the seed alone; so does what tpe suggests
-with --max-concurrent 1. Nothing is promised for which trials asha, median and pbt stop or copy
-while several run at a time: that depends on which comes first."""
+both. What random and grid try follows from the seed alone; so does a whole pbt sweep, as members
+wait for each other, and what tpe suggests with --max-concurrent 1. Nothing is promised for which
+trials asha and median stop while several run at a time: that depends on which comes first."""
 
 
 def add_tune(commands: "Commands[argparse.ArgumentParser]") -> None:
@@ -50,6 +50,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     spec = make_spec(config, read_space(arguments.space), given_options(arguments))
     outcome = run_sweep(config, spec)
     print(write_results(config.run.dir))
+    outcome.refuse_all_bad()  # only now: the results say what became of each
     if not outcome.is_complete:
         print(f"stopped; run the same command again to go on in {config.run.dir}")
     return 128 + outcome.signal if outcome.signal else 0
@@ -101,6 +102,6 @@ SWEEP_ACTIONS = {
     "status": ("show the trials of a sweep so far, from its folder or URL", _tune_status),
     "report": ("write its results anew: report.md, best.yaml, tables, plots", _tune_report),
     "export": ("copy the winner's generator to best_generator/ in its folder", _tune_export),
-    "retrain": ("train the winner from its start in the folder best/ in its folder; overrides, "
-                "such as train.max_steps=20000, count", _tune_retrain),
+    "retrain": ("train the winner from its start in the folder best/ in its folder, longer with "
+                "train.max_steps=20000, say; with seed=7, in best-seed7/", _tune_retrain),
 }  # fmt: skip

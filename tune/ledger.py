@@ -13,6 +13,7 @@ from tune.keeping import losers, remove_large
 from tune.plan import Job, Plan
 from tune.progress import happened
 from tune.records import BASE, SweepSpec, TrialRecord, write_record
+from tune.training import UnmeasuredError
 
 Tell = Callable[[str], None]
 
@@ -92,9 +93,10 @@ class Ledger:
         with self._lock:
             record = self.plan.records[trial_id]
             seconds = max(record.seconds, float(result["seconds"]))
-            record = replace(record, seconds=seconds)
+            step = max(record.step, int(result["step"]))  # of one that diverged: where
+            record = replace(record, seconds=seconds, step=step)
             if state == "unmeasured":
-                self.end_with(UserError(reason))
+                self.end_with(UnmeasuredError(reason))
             if state in ("finished", "stopped", "diverged", "failed"):
                 record = replace(record, status=state, reason=reason)  # type: ignore[arg-type]
                 self.tell(happened(record))

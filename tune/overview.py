@@ -12,7 +12,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import flatten, with_values
 from distgan.errors import UserError
-from distgan.run_folder import saved_config
+from distgan.run_folder import is_held, saved_config
 from tune import tables
 from tune.ranking import Candidate, best_trial, rank, winner
 from tune.records import SweepSpec, TrialRecord, read_sweep
@@ -34,6 +34,12 @@ class Sweep:
     @property
     def winner(self) -> Candidate | None:
         return winner(self.candidates)
+
+    @property
+    def is_over(self) -> bool:
+        """Every trial has ended."""
+        total = (self.spec.num_trials + 1) * self.spec.repeats
+        return len(self.records) >= total and all(r.status != "running" for r in self.records)
 
 
 def load_sweep(folder: str) -> Sweep:
@@ -59,10 +65,22 @@ def status(folder: str) -> str:
         UserError: there is no sweep in the folder, or a file of it is damaged.
     """
     sweep = load_sweep(folder)
-    lines = [f"{folder}: {tables.counts(sweep.candidates)}"]
+    lines = [f"{folder}: {tables.counts(sweep.candidates)}; {_life(sweep)}"]
     if sweep.candidates:
         lines.append(tables.as_text(sweep.spec, sweep.candidates))
     return "\n".join(lines)
+
+
+def _life(sweep: Sweep) -> str:
+    """Whether the sweep is over, goes on, or was interrupted."""
+    if sweep.is_over:
+        return "the sweep is over"
+    held = is_held(sweep.folder)
+    if held is None:
+        return "whether a process still works on it can't be told from its folder"
+    if held:
+        return "the sweep goes on"
+    return "interrupted (nobody on this machine works on it); run the same command again to go on"
 
 
 def best_overrides(sweep: Sweep, best: Candidate) -> dict[str, JsonValue]:
@@ -76,11 +94,16 @@ def best_config(sweep: Sweep) -> Config:
     """The winner as a whole configuration, with a run folder of its own in the sweep's.
 
     Raises:
-        UserError: no trial has a value yet.
+        UserError: no trial has a value.
     """
     best = sweep.winner
     if best is None:
         metric = sweep.spec.metrics[0].name
+        if sweep.is_over:
+            raise UserError(
+                f"{sweep.folder}: the sweep is over, and no trial came to a value of {metric}; "
+                "see its report.md for the reasons"
+            )
         raise UserError(f"{sweep.folder}: no trial has a value of {metric} yet; wait for one")
     run_dir = storage.join(sweep.folder, RETRAINED)
     return with_values(sweep.base, {**best_overrides(sweep, best), "run.dir": run_dir})

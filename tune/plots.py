@@ -14,15 +14,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import MaxNLocator
 
+from tune.axes import categories_of, column, is_log, is_wide, numbers, set_log, texts
 from tune.importance import Importance
-from tune.ranking import Candidate, winner
+from tune.ranking import Candidate, score, winner
 from tune.records import BASE, MetricSpec, SweepSpec, TrialRecord
 
 Curve = Sequence[tuple[int, float]]
 _WINNER, _BASE, _BAD = "crimson", "black", "darkorange"
-_WIDE_RANGE = 20.0  # largest over smallest value from which an axis is logarithmic
 _MOST_NAMED = 12  # candidates in a legend
 
 
@@ -55,7 +55,8 @@ class _Style:
 def draw_objective(
     spec: SweepSpec, candidates: Sequence[Candidate], curves: Mapping[str, Curve]
 ) -> bytes:
-    """The first metric of every trial over its steps; a cross is where one diverged.
+    """The first metric of every trial over its steps; a cross is where one diverged, at the edge if
+    it had no value yet.
 
     Args:
         curves: trial -> its (step, value), oldest first.
@@ -64,16 +65,17 @@ def draw_objective(
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     named: dict[str, Line2D] = {}
+    names = _names(candidates, metric)
     for candidate in candidates:
         for trial in candidate.trials:
             points = [point for point in curves.get(trial.trial_id, ()) if math.isfinite(point[1])]
             if not points:
+                if trial.status == "diverged":
+                    _cross_at_the_edge(axes, trial.step, metric)
                 continue
-            steps, values = zip(*points, strict=True)
-            (line,) = axes.plot(steps, values, **style.line(candidate.group))
-            mark = _end_mark(trial)
-            axes.plot(steps[-1], values[-1], **mark, zorder=1001)
-            named.setdefault(_name(candidate, metric), line)
+            (line,) = axes.plot(*zip(*points, strict=True), **style.line(candidate.group))
+            axes.plot(*points[-1], **_end_mark(trial), zorder=1001)
+            named.setdefault(names[candidate.group], line)
     shown = list(named)[:_MOST_NAMED]
     shown += [name for name in named if name.startswith(f"{BASE}: ") and name not in shown]
     if shown:
@@ -85,10 +87,14 @@ def draw_objective(
             loc="upper left",
             fontsize=8,
         )
-    _log_if_wide(axes, [value for curve in curves.values() for _, value in curve])
+    values = [v for curve in curves.values() for _, v in curve if math.isfinite(v)]
+    if is_wide(values):
+        set_log(axes.yaxis, values)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel(f"{metric.name} ({'lower' if metric.mode == 'min' else 'higher'} is better)")
-    axes.set_title("Objective over time: dot = finished, bar = stopped early, cross = diverged")
+    axes.set_title("Objective over time: dot = finished, bar = stopped early, cross = diverged\n"
+                   "(at the edge: before it had a value)", fontsize=11)  # fmt: skip
     axes.grid(alpha=0.3)
     return _png(figure)
 
@@ -100,8 +106,8 @@ def draw_parallel(spec: SweepSpec, candidates: Sequence[Candidate]) -> bytes:
     keys = varied(shown)
     figure = Figure(figsize=(max(7, 1.9 * (len(keys) + 1)), 5.5), layout="constrained")
     axes = figure.add_subplot()
-    columns = [_column(spec, key, [c.settings[key] for c in shown]) for key in keys]
-    columns.append(_numbers([c.means[metric.name] for c in shown], log=False))
+    columns = [column(spec, key, [c.settings[key] for c in shown]) for key in keys]
+    columns.append(numbers([c.means[metric.name] for c in shown], log=False, digits=4))
     places = [float(place) for place in range(len(columns))]
     generator = np.random.default_rng(0)  # of the display alone: equal categories side by side
     for row, candidate in enumerate(shown):
@@ -135,13 +141,14 @@ def draw_slices(spec: SweepSpec, candidates: Sequence[Candidate]) -> bytes:
         _draw_slice(axes, spec, key, candidates, style)
     for axes in grid[len(keys) :]:
         axes.set_visible(False)
-    values = [v for c in candidates if c.state != "diverged" for v in c.values]
-    if len(grid):
-        _log_if_wide(grid[0], values)
+    values = [v for c in candidates if c.state != "diverged" for v in c.values if math.isfinite(v)]
+    if is_wide(values):
+        set_log(grid[0].yaxis, values)
     for row in range(rows):
         grid[row * columns].set_ylabel(short(metric.name))
-    figure.suptitle("A dot a trial: red = winner, black = base, hollow = not finished; orange cross"
-                    " at the edge = diverged", fontsize=10)  # fmt: skip
+    who = "red = base, the winner" if style.best == BASE else "red = winner, black = base"
+    figure.suptitle(f"A dot a trial: {who}, hollow = not finished; orange cross at the edge = "
+                    "diverged", fontsize=10)  # fmt: skip
     return _png(figure)
 
 
@@ -178,8 +185,11 @@ def draw_pareto(
             if candidate in front:
                 axes.annotate(candidate.group, point, xytext=(5, 5), textcoords="offset points",
                               fontsize=8)  # fmt: skip
-        line = sorted((c.means[other.name], c.means[first.name]) for c in front)
-        axes.plot(*zip(*line, strict=True), color=_WINNER, linewidth=1, alpha=0.6, zorder=2)
+        # Steps: between two configurations nothing better than these is known to be in reach.
+        way: Any = "steps-post" if other.mode == "min" else "steps-pre"
+        points = _outline(front, first, other)
+        axes.plot(*zip(*points, strict=True), drawstyle=way, color=_WINNER, linewidth=1, alpha=0.6,
+                  zorder=2)  # fmt: skip
         axes.set_xlabel(f"{other.name} ({'lower' if other.mode == 'min' else 'higher'} is better)")
         axes.set_ylabel(f"{first.name} ({'lower' if first.mode == 'min' else 'higher'} is better)")
         axes.grid(alpha=0.3)
@@ -202,24 +212,28 @@ def _draw_slice(
     axes: Axes, spec: SweepSpec, key: str, candidates: Sequence[Candidate], style: _Style
 ) -> None:
     having = [candidate for candidate in candidates if candidate.state != "unranked"]
-    categories = _categories([candidate.settings[key] for candidate in having])
+    settings: list[Any] = [candidate.settings[key] for candidate in having]
+    categories = categories_of(settings)
     for candidate in having:
         value: Any = candidate.settings[key]
         place = categories.index(str(value)) if categories else value
         color = style.color(candidate.group)
         order = 10 if candidate.group in (style.best, BASE) else 3
         if candidate.state == "diverged":
-            axes.plot(place, 0.97 if spec.metrics[0].mode == "min" else 0.03, "x", color=_BAD,
-                      transform=axes.get_xaxis_transform())  # fmt: skip
+            _cross_at_the_edge(axes, place, spec.metrics[0])
             continue
         fill = color if candidate.state == "finished" else "none"
         for single in candidate.values:
             axes.plot(place, single, "o", color=color, markerfacecolor=fill, zorder=order)
     if categories:
-        axes.set_xticks(range(len(categories)), categories, fontsize=8)
+        axes.set_xticks(range(len(categories)), categories)
         axes.set_xlim(-0.5, len(categories) - 0.5)
-    elif "loguniform" in spec.space.get(key, {}):
-        axes.set_xscale("log")
+    elif is_log(spec, key, settings):
+        set_log(axes.xaxis, settings)
+    else:
+        whole = all(isinstance(value, int) for value in settings)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=whole))
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel(key, fontsize=9)
     axes.grid(alpha=0.3)
 
@@ -231,54 +245,32 @@ def _end_mark(trial: TrialRecord) -> dict[str, Any]:
     return {"marker": marks.get(trial.status, ""), "markersize": size, "color": color}
 
 
-def _name(candidate: Candidate, metric: MetricSpec) -> str:
-    value = candidate.means.get(metric.name)
-    text = "no value" if value is None else f"{value:.4g}"
-    return f"{candidate.group}: {'diverged' if candidate.state == 'diverged' else text}"
+def _cross_at_the_edge(axes: Axes, place: float, metric: MetricSpec) -> None:
+    """Of a trial that diverged without a value: on the bad side."""
+    height = 0.97 if metric.mode == "min" else 0.03
+    axes.plot(place, height, "X", color=_BAD, markersize=8, transform=axes.get_xaxis_transform())
 
 
-def _categories(values: Sequence[Any]) -> list[str]:
-    """The distinct values as texts, if they are not all numbers."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return []
-    return sorted({str(value) for value in values})
+def _outline(
+    front: Sequence[Candidate], first: MetricSpec, other: MetricSpec
+) -> list[tuple[float, float]]:
+    """(other, first) of those that none beats in these two metrics, from left to right."""
+    points = []
+    least = math.inf
+    for each in sorted(front, key=lambda c: (score(other, c.means), score(first, c.means))):
+        if score(first, each.means) < least:
+            least = score(first, each.means)
+            points.append((each.means[other.name], each.means[first.name]))
+    return sorted(points)
 
 
-_Column = tuple[list[float], list[tuple[float, str]], bool]
-"""A parallel axis: heights of the values (0 to 1), ticks, and whether these are categories."""
-
-
-def _column(spec: SweepSpec, key: str, values: Sequence[Any]) -> _Column:
-    categories = _categories(values)
-    if not categories:
-        return _numbers(values, log="loguniform" in spec.space.get(key, {}))
-    heights = {text: i / max(1, len(categories) - 1) for i, text in enumerate(categories)}
-    return [heights[str(v)] for v in values], [(h, text) for text, h in heights.items()], True
-
-
-def _numbers(values: Sequence[float], *, log: bool) -> _Column:
-    low, high = min(values), max(values)
-    log = log and low > 0
-
-    def height(value: float) -> float:
-        if low == high:
-            return 0.5
-        if log:
-            return math.log(value / low) / math.log(high / low)
-        return (value - low) / (high - low)
-
-    middle = math.sqrt(low * high) if log else (low + high) / 2
-    marked = (low, high) if isinstance(low, int) else (low, middle, high)
-    ticks = [(height(value), f"{value:.3g}") for value in dict.fromkeys(marked)]
-    return [height(value) for value in values], ticks, False
-
-
-def _log_if_wide(axes: Axes, values: Sequence[float]) -> None:
-    finite = [value for value in values if math.isfinite(value)]
-    if finite and min(finite) > 0 and max(finite) / min(finite) > _WIDE_RANGE:
-        axes.set_yscale("log")
-        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            set_formatter(LogFormatter(minor_thresholds=(2, 0.4)))  # 60, not 6 x 10^1
+def _names(candidates: Sequence[Candidate], metric: MetricSpec) -> dict[str, str]:
+    """Group -> what the legend calls it; values with the digits that tell them apart."""
+    valued = [c for c in candidates if c.state != "diverged" and metric.name in c.means]
+    shown = texts([c.means[metric.name] for c in valued], digits=4)
+    facts = {c.group: text for c, text in zip(valued, shown, strict=True)}
+    missing = {c.group: "diverged" if c.state == "diverged" else "no value" for c in candidates}
+    return {group: f"{group}: {fact}" for group, fact in (missing | facts).items()}
 
 
 def _png(figure: Figure) -> bytes:

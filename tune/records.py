@@ -22,6 +22,7 @@ from distgan.config_loading import parse_yaml
 from distgan.errors import UserError
 
 SWEEP, CONFIG, TRIALS, TRIAL = "sweep.yaml", "config.yaml", "trials", "trial.json"
+TUNE = "ray"
 
 Status = Literal["running", "finished", "stopped", "pruned", "diverged", "failed"]
 Algorithm = Literal[
@@ -98,7 +99,7 @@ class TrialRecord:
     reason: str
     """Why it finished, was stopped, was pruned, diverged or failed."""
     step: int
-    """Of its last evaluation; 0 before the first."""
+    """Of its last evaluation, 0 before the first; of a diverged one, where it diverged."""
     values: dict[str, float]
     """The sweep's metrics as they were logged last up to `step`. The last, not the best: this is
     what its checkpoint and its exported generator give, and the least of many noisy evaluations

@@ -29,16 +29,17 @@ from distgan.metrics.writer import METRICS_NAME, read_metrics
 from distgan.run_folder import StopSignals, alone_in
 from tune.algorithms import check_algorithm, stopping_rule
 from tune.early_stopping import StoppingRule
+from tune.keeping import take_back
 from tune.ledger import Ledger
 from tune.needs import placement, trials_at_a_time
 from tune.plan import Plan
 from tune.population import read_generations, write_generations
 from tune.progress import table
 from tune.ray_side import LedgerCallback, LedgerSearcher, keep_credentials_here
-from tune.records import SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
+from tune.records import TUNE, SweepSpec, TrialRecord, read_sweep, trial_folder, write_record
 from tune.settings import evaluation_steps, save_settings, start_or_resume
 from tune.space import Space
-from tune.training import Train
+from tune.training import Train, UnmeasuredError
 from tune.trial import Board, Trial
 
 _POLL_S = 0.5
@@ -66,6 +67,20 @@ class SweepOutcome:
     is_complete: bool
     """No trial is left to train."""
 
+    def refuse_all_bad(self) -> None:
+        """Raises if nothing came of a complete sweep.
+
+        Raises:
+            DivergedError: every trial has diverged.
+            DistganError: every trial has failed or diverged.
+        """
+        tried = [record for record in self.records if record.status != "pruned"]
+        if not self.is_complete or any(r.status not in ("diverged", "failed") for r in tried):
+            return
+        kind = DivergedError if all(r.status == "diverged" for r in tried) else DistganError
+        first = f"; the first one: {tried[0].reason}" if tried else ""
+        raise kind(f"all {len(tried)} trials ended badly{first}")
+
 
 def run_sweep(config: Config, spec: SweepSpec, train: Train | None = None) -> SweepOutcome:
     """Runs, or goes on with, the sweep in `config.run.dir`.
@@ -75,8 +90,6 @@ def run_sweep(config: Config, spec: SweepSpec, train: Train | None = None) -> Sw
 
     Raises:
         UserError: bad input, a metric that no trial reports, or the cluster has no room.
-        DivergedError: every trial has diverged.
-        DistganError: every trial has failed.
     """
     storage.configure(config.storage)
     folder = config.run.dir
@@ -129,15 +142,15 @@ class _Sweep:
             self._watch(thread, signals, total)
         if self.error is not None:
             raise self.error
+        records = self.ledger.records()
+        storage.remove_tree(storage.join(self.folder, TUNE))
+        if isinstance(self.ledger.problem, UnmeasuredError):
+            take_back(self.folder, self.spec, records)
         if self.ledger.problem is not None:
             raise self.ledger.problem
         self.ledger.remove_losers()
-        records = self.ledger.records()
         _say(table(self.spec, records, total))
         complete = len(records) >= total and all(r.status != "running" for r in records)
-        if complete:
-            storage.remove_tree(storage.join(self.folder, "ray"))
-            _refuse_all_bad(records)
         return SweepOutcome(records, signals.received, complete)
 
     def _watch(self, thread: threading.Thread, signals: StopSignals, total: int) -> None:
@@ -208,13 +221,6 @@ def _tell_again(
     for step, trial_id, value in sorted(told, key=lambda each: each[:2]):
         if step < spec.max_steps:
             rule.stops(trial_id, step, value)
-
-
-def _refuse_all_bad(records: Sequence[TrialRecord]) -> None:
-    tried = [record for record in records if record.status != "pruned"]
-    if all(record.status in ("diverged", "failed") for record in tried):
-        kind = DivergedError if all(r.status == "diverged" for r in tried) else DistganError
-        raise kind(f"all {len(tried)} trials ended badly; the first one: {tried[0].reason}")
 
 
 def _check_data(config: Config) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 from distgan import storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
-from distgan.errors import DistganError
+from distgan.errors import UserError
 from distgan.metrics.writer import METRICS_NAME, read_metrics
 from distgan.trainer import Listener, Outcome, StopRequests
 from tune.records import MetricSpec
@@ -37,10 +37,8 @@ class End:
     error: BaseException | None
 
 
-class UnmeasuredError(DistganError):
+class UnmeasuredError(UserError):
     """A metric of the sweep is never logged."""
-
-    exit_code = 2
 
 
 class Train(Protocol):

@@ -19,7 +19,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.errors import DivergedError, UserError
-from distgan.run_folder import CONFIG, alone_in, save_config
+from distgan.run_folder import CONFIG, alone_in, diverged_step, save_config
 from tune.copying import copy_state
 from tune.population import boundaries
 from tune.records import SWEEP, SweepSpec, trial_folder
@@ -121,7 +121,10 @@ class Trial(ray_tune.Trainable):
         seconds = self.training.seconds if self.training is not None else 0.0
         self.training = None
         state, reason = self._judge(event)
-        return {"done": True, "state": state, "reason": reason, "seconds": seconds}
+        step = 0
+        if state == "diverged":
+            step = diverged_step(trial_folder(self.folder, self.job["trial_id"]))
+        return {"done": True, "state": state, "reason": reason, "seconds": seconds, "step": step}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Tune need not keep anything."""
