@@ -98,7 +98,7 @@ def program(scene: Scene, environment: dict[str, str], *command: str, code: int)
     """Runs one to its end; returns what it said."""
     done = subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, env=environment | scene.watch.variable,
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=420,
     )  # fmt: skip
     said = done.stdout + done.stderr
     assert done.returncode == code, said[-4000:]
