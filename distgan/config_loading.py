@@ -116,27 +116,34 @@ def replaced(config: Config, values: Mapping[str, Any]) -> Config:
 def read_yaml(file: Path) -> Tree:
     """The mapping in a YAML file; `UserError` if it can't be read or holds something else."""
     try:
-        text = storage.read_bytes(str(file), max_bytes=_MOST_YAML_BYTES).decode()
+        text = storage.read_bytes(str(file), max_bytes=MOST_YAML_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read the configuration file {file}: {error}") from error
     return parse_yaml(text, str(file))
 
 
-_MOST_YAML_BYTES = 10_000_000
+MOST_YAML_BYTES = 10_000_000
 _MOST_VALUES = 10_000
 """In a configuration, aliases (`*name`) written out; a few lines of them can mean billions."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that comes twice (YAML's own rule would silently take the last), and aliases
-    that unfold without end."""
+    """Refuses a key that comes twice (YAML's own rule would silently take the last), too many
+    values, and aliases that unfold without end."""
+
+    _composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._composed += 1  # each takes a kilobyte, so not only when all are there
+        if self._composed > 2 * _MOST_VALUES:  # keys are nodes, too
+            raise _too_many(self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def compose_document(self) -> yaml.Node | None:
         node: yaml.Node | None = super().compose_document()
         if node is not None and _unfolded_size(node, {}) > _MOST_VALUES:
-            raise yaml.composer.ComposerError(
-                None, None, f"it holds more than {_MOST_VALUES} values", node.start_mark
-            )
+            raise _too_many(node.start_mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -152,6 +159,11 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _too_many(place: yaml.Mark) -> yaml.composer.ComposerError:
+    text = f"it holds more than {_MOST_VALUES} values"
+    return yaml.composer.ComposerError(None, None, text, place)
 
 
 def parse_yaml(text: str, source: str) -> Tree:

@@ -11,7 +11,13 @@ from typing import Any
 
 from distgan import storage
 from distgan.config import Config
-from distgan.config_loading import build_config, dump_yaml, flatten, parse_yaml
+from distgan.config_loading import (
+    MOST_YAML_BYTES,
+    build_config,
+    dump_yaml,
+    flatten,
+    parse_yaml,
+)
 from distgan.errors import DivergedError, UserError
 from distgan.strict_json import parse_object
 
@@ -32,7 +38,7 @@ def saved_config(run_dir: str) -> Config | None:
     if not storage.exists(path):
         return None
     try:
-        tree = parse_yaml(storage.read_bytes(path).decode(), path)
+        tree = parse_yaml(storage.read_bytes(path, max_bytes=MOST_YAML_BYTES).decode(), path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is damaged: {error}; {_CONFIG_REMEDY}") from error
     missing = [section for section in Config.model_fields if section not in tree]

@@ -300,7 +300,7 @@ def test_the_payload_would_run(tmp_path: Path) -> None:
     """Else the attacks above would prove nothing. It is ours, made here, and only writes a file."""
     import pickle
 
-    pickle.loads(pickled(tmp_path / "ran")).close()  # noqa: S301 - our own bytes; the one place
+    pickle.loads(pickled(tmp_path / "ran")).close()  # noqa: S301 - our own, made here
     assert (tmp_path / "ran").exists()
 
 

@@ -128,6 +128,13 @@ def test_a_configuration_is_refused(tmp_path: Path) -> None:
         read_yaml(Path("/dev/zero"))
 
 
+def test_a_configuration_of_many_values_is_given_up_early(tmp_path: Path) -> None:
+    """Not when all five million of them are there, at a kilobyte each."""
+    (tmp_path / "c.yaml").write_text(f"seed: [{'1,' * 4_900_000}]")
+    with pytest.raises(UserError, match="more than 10000 values"):
+        read_yaml(tmp_path / "c.yaml")
+
+
 def test_an_object_is_not_fetched(tmp_path: Path) -> None:
     with rclone_server(tmp_path) as port, with_options(options_for(port)):
         url = f"s3://{BUCKET}/large"

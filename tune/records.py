@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from distgan import storage
 from distgan.config import Section
-from distgan.config_loading import parse_yaml
+from distgan.config_loading import MOST_YAML_BYTES, parse_yaml
 from distgan.errors import UserError
 
 SWEEP, CONFIG, TRIALS, TRIAL = "sweep.yaml", "config.yaml", "trials", "trial.json"
@@ -123,7 +123,8 @@ def read_spec(folder: str) -> SweepSpec:
     """Raises `UserError` if there is no sweep in the folder, or sweep.yaml is damaged."""
     path = storage.join(folder, SWEEP)
     try:
-        return SweepSpec.model_validate(parse_yaml(storage.read_bytes(path).decode(), path))
+        text = storage.read_bytes(path, max_bytes=MOST_YAML_BYTES).decode()
+        return SweepSpec.model_validate(parse_yaml(text, path))
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no sweep ({SWEEP} is missing); give its folder") from error
     except (ValidationError, UnicodeDecodeError) as error:
