@@ -129,8 +129,8 @@ def test_a_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_of_many_values_is_given_up_early(tmp_path: Path) -> None:
-    """Not when all five million of them are there, at a kilobyte each."""
-    (tmp_path / "c.yaml").write_text(f"seed: [{'1,' * 4_900_000}]")
+    """Not when all million of them are there, at a kilobyte each."""
+    (tmp_path / "c.yaml").write_text(f"seed: [{'1,' * 1_000_000}]")
     with pytest.raises(UserError, match="more than 10000 values"):
         read_yaml(tmp_path / "c.yaml")
 
