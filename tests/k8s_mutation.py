@@ -1,5 +1,6 @@
 """Finds in rendered manifests what a mutant changes, and changes it."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,17 @@ from typing import Any
 from tests.k8s_render import Document, name_of, of_kind, pods, ray_cluster_specs, render
 
 Mutation = Callable[[list[Document]], None]
+
+
+def assert_noticed(
+    documents: list[Document], mutate: Mutation, problems: Callable[[list[Document]], list[str]]
+) -> None:
+    """A check says nothing of manifests as they are, and something of them with one mistake."""
+    mutant = copy.deepcopy(documents)
+    assert problems(mutant) == []
+    mutate(mutant)
+    assert mutant != documents
+    assert problems(mutant)
 
 
 def both_kinds(folder: Path) -> dict[str, list[Document]]:
