@@ -85,7 +85,7 @@ def lasting(pod: Pod) -> Iterator[str]:
 
 
 def servers(pod: Pod) -> Iterator[str]:
-    """TensorBoard, which knows no users, is on loopback; Redis asks for the Secret's password."""
+    """TensorBoard, which knows no users, is on loopback; Redis asks for a certificate."""
     for container in pod.containers:
         where = f"{pod.where}, {container['name']}"
         words = [*container.get("command", []), *container.get("args", [])]
@@ -94,11 +94,9 @@ def servers(pod: Pod) -> Iterator[str]:
         ):
             yield f"{where}: listens beyond loopback"
         if container["name"] == "redis":
-            env = {each["name"]: each for each in container.get("env", [])}
-            source = env.get("REDIS_PASSWORD", {}).get("valueFrom", {})
-            asks = "requirepass %s" in words[-1] and '"$REDIS_PASSWORD"' in words[-1]
-            if not asks or "secretKeyRef" not in source:
-                yield f"{where}: asks for no password"
+            needed = {"--port 0", "--tls-auth-clients yes", "--tls-ca-cert-file /tls/ca.crt"}
+            for word in sorted(needed - set(words)):
+                yield f"{where}: lacks {word}, so it asks for no certificate"
 
 
 def ray_pods(documents: list[Document]) -> Iterator[str]:
@@ -222,12 +220,14 @@ def jobs(documents: list[Document]) -> Iterator[str]:
 
 
 def fault_tolerance(documents: list[Document]) -> Iterator[str]:
-    """A cluster that stays keeps its head's state, behind a password from a Secret."""
+    """A cluster that stays keeps its head's state, over TLS, and without a password: Ray would hand
+    that on in arguments of processes."""
     for cluster in of_kind(documents, "RayCluster"):
         options = cluster["spec"].get("gcsFaultToleranceOptions", {})
-        source = options.get("redisPassword", {}).get("valueFrom", {})
-        if "secretKeyRef" not in source:
-            yield f"{name_of(cluster)}: no Redis with a password for its head's state"
+        if not str(options.get("redisAddress")).startswith("rediss://"):
+            yield f"{name_of(cluster)}: no Redis over TLS for its head's state"
+        if "redisPassword" in options:
+            yield f"{name_of(cluster)}: Redis' password would show in arguments of processes"
 
 
 FOR_PODS: tuple[Callable[[Pod], Iterator[str]], ...] = (

@@ -120,6 +120,11 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a private key": (
         "multi-node",
         lambda d: named(d, "ConfigMap settings")["data"].update(x="-----BEGIN RSA PRIVATE KEY")),
+    "Redis' password from a Secret": (
+        "cluster",
+        lambda d: set_in(
+            cluster(d)["gcsFaultToleranceOptions"], "redisPassword",
+            {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}})),
     "Redis' password written out": (
         "cluster",
         lambda d: set_in(
@@ -155,12 +160,16 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
         lambda d: container(d, "redis")["securityContext"].update(
             seLinuxOptions={"role": "sysadm_r"})),
     "no fault tolerance": ("cluster", lambda d: cluster(d).pop("gcsFaultToleranceOptions")),
-    "Redis without a password": (
-        "cluster", lambda d: set_in(container(d, "redis"), "args", ["redis-server --dir /data"])),
-    "Redis with a known password": (
+    "Redis without TLS": (
+        "cluster", lambda d: container(d, "redis")["args"].remove("--port 0")),
+    "Redis for whoever speaks TLS": (
+        "cluster", lambda d: container(d, "redis")["args"].remove("--tls-auth-clients yes")),
+    "Redis for certificates of anybody": (
+        "cluster",
+        lambda d: container(d, "redis")["args"].remove("--tls-ca-cert-file /tls/ca.crt")),
+    "a head that speaks to Redis in clear": (
         "cluster", lambda d: set_in(
-            container(d, "redis"), "args",
-            [container(d, "redis")["args"][0].replace("%s", "canary")])),
+            cluster(d)["gcsFaultToleranceOptions"], "redisAddress", "redis:6379")),
     "Redis on spot nodes": ("cluster", lambda d: pod(d, "redis").pop("affinity")),
     "Redis without a priority": ("cluster", lambda d: pod(d, "redis").pop("priorityClassName")),
     "no budget for Redis": ("cluster", lambda d: drop(d, "PodDisruptionBudget redis")),
