@@ -4,6 +4,7 @@ import os
 import re
 
 from distgan import storage
+from distgan.addresses import check_url
 from distgan.errors import UserError
 
 IN_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -22,9 +23,8 @@ def absolute(path: str) -> str:
     if not path:
         raise UserError("a folder is empty text; give its path")
     if not storage.is_local(path):
+        check_url(path)
         scheme, _, rest = path.partition("://")
-        if not rest.strip("/"):
-            raise UserError(f"{path!r} names no bucket; write {scheme.lower()}://BUCKET/FOLDER")
         return f"{scheme.lower()}://{rest.rstrip('/')}"
     if _ONE_SLASH.match(path):
         raise UserError(f"{path!r} has one slash where a URL has two; write s3://BUCKET/FOLDER")

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from distgan import create_once
-from distgan.addresses import check_address
+from distgan.addresses import check_server, check_url
 from distgan.buffers import Bytes, new_buffer
 from distgan.config import StorageConfig
 from distgan.errors import TooLargeError, UserError
@@ -270,7 +270,8 @@ def file_system(url: str) -> tuple[Any, str]:
 
 def _store(url: str) -> ObjectStore:
     scheme = url.partition("://")[0].lower()
-    check_address(url, _options.endpoint_url)
+    check_url(url)
+    check_server(scheme, _options.endpoint_url)
     key = (os.getpid(), scheme)
     if key not in _stores:
         slots = _slots.setdefault(os.getpid(), threading.Semaphore(_options.max_concurrency))
