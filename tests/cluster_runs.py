@@ -38,7 +38,7 @@ def arguments(data: str, run: Path, *more: str) -> list[str]:
 
 
 def run_program(
-    command: list[str], environment: dict[str, str], code: int = 0
+    command: list[str], environment: dict[str, str], code: int = 0, timeout_s: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Runs to its end from the repository's root; fails unless it exits with `code`."""
     done = subprocess.run(
@@ -47,7 +47,7 @@ def run_program(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout_s,
     )
     assert done.returncode == code, done.stdout[-4000:] + done.stderr[-4000:]
     return done
