@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from cluster.process_group import start_process_group, stop_process_group
+from distgan.data.workers import end_with_parent
 
 
 def run_on_ranks(
@@ -36,7 +37,7 @@ def run_on_ranks(
 
     Raises:
         RuntimeError: a rank failed (its traceback is in the message), ended, or took longer than
-            `timeout_s`. No process outlives this call.
+            `timeout_s`. No process outlives this call, nor this process.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="distgan-ranks-") as folder:
@@ -85,6 +86,7 @@ def _run(
     parent: Connection,
 ) -> None:
     rank, world_size, device_type, init_method = rendezvous
+    end_with_parent()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world_size))
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
