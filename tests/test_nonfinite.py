@@ -110,11 +110,13 @@ def test_going_back_waits_for_the_checkpoint_that_is_being_written(
     def write(path: str, data: bytes) -> None:
         if path.endswith(f"00000008/{file}") and not at_work.is_set():
             at_work.set()
-            time.sleep(0.5)
+            while one.step < 10:
+                time.sleep(0.01)
+            time.sleep(1)
         write_bytes(path, data)
 
-    monkeypatch.setattr(storage, "write_bytes", write)
     one = trainer(tiny_data, tmp_path)
+    monkeypatch.setattr(storage, "write_bytes", write)
     spoil(one, [9, 10], network="generator", times=2)
     assert one.run(NoSignal()).step == 12
     assert at_work.is_set()
