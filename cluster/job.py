@@ -32,12 +32,12 @@ from cluster.rendezvous import GuardedTorchConfig
 from cluster.scaling import allowed_sizes, check_sizes, size_for
 from cluster.stage_checks import check_sharding
 from cluster.worker import train_on_rank, versions
-from distgan import errors, storage
+from distgan import storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
 from distgan.data.manifest import read_manifest
 from distgan.data.stream import check_fits
-from distgan.errors import DistganError, DivergedError, UserError
+from distgan.errors import DistganError, DivergedError, UserError, of_kind
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Listener, Outcome, StopRequests, progress_facts
 
@@ -140,11 +140,11 @@ class _Run:
 
     def _judge(self, error: BaseException | None, own: list[Failure], *, progress: bool) -> None:
         """Raises what ends the run; returns if it may go on."""
+        told = [of_kind(failure.kind, failure.message) for failure in own]
         for kind in (DivergedError, UserError):
-            for failure in own:
-                failed = getattr(errors, failure.kind)
-                if issubclass(failed, kind):
-                    raise kind(failure.message)
+            for failed in told:
+                if isinstance(failed, kind):
+                    raise failed
         self.failures = 1 if progress else self.failures + 1
         reason = own[0].message if own else _reason(error)
         if self.signals.received is not None:

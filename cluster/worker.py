@@ -20,7 +20,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.data.stream import ClipStream
-from distgan.errors import DistganError, UserError
+from distgan.errors import DistganError, UserError, kind_of
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_precision
 from distgan.team import GroupTeam, Team, from_first
@@ -57,14 +57,13 @@ def train_on_rank(task: dict[str, Any]) -> None:
             ray.get(board.end.remote(_as_json(outcome)))
 
 
-def _failure(rank: int, error: Exception) -> Failure:
+def _failure(rank: int, error: DistganError | ImportError) -> Failure:
     if isinstance(error, ImportError):
-        text = (
+        error = UserError(
             f"{sys.executable} on {platform.node()}: {error}; install the same packages on every "
             "machine of the cluster, for the Python that Ray runs under there"
         )
-        return Failure(rank, UserError.__name__, text)
-    return Failure(rank, type(error).__name__, str(error))
+    return Failure(rank, kind_of(error), str(error))
 
 
 def _all_fail(board: Any, size: int) -> bool:
