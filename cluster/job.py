@@ -23,13 +23,13 @@ from tqdm import tqdm
 from cluster import hangs
 from cluster.autoscaling import room
 from cluster.board import Failure, Snapshot, make_board
-from cluster.devices import devices, resources, uses_gpus, wait_until_settled
+from cluster.devices import places, resources, uses_gpus, wait_until_settled
 from cluster.parity import require_parity
 from cluster.quiet_data import QuietDataConfig
 from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.ray_storage import ray_storage
 from cluster.rendezvous import GuardedTorchConfig
-from cluster.scaling import allowed_sizes, check_sizes, size_for
+from cluster.scaling import check_sizes, size_for, too_few
 from cluster.stage_checks import check_sharding
 from cluster.worker import train_on_rank, versions
 from distgan import storage
@@ -43,7 +43,10 @@ from distgan.trainer import Listener, Outcome, StopRequests, progress_facts
 
 _POLL_S = 0.2
 _LISTEN_S = 0.05
-_WAIT_S = 2.0
+_WAIT_S = 0.5
+_RELEASE_S = 20.0
+"""Ray gives back the places of workers that have ended within a few seconds."""
+_TELL_S = 3.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 _RESIZE = int(signal.SIGUSR2)
 """Asks the workers to stop with a checkpoint, because more of them could work."""
@@ -113,6 +116,8 @@ class _Run:
         self.listener, self.show_progress = listener, show_progress
         self.failures = 0
         """Machine faults since the last new checkpoint."""
+        self.started = False
+        """Whether a worker of this run has found a place."""
 
     def to_its_end(self) -> Outcome:
         size = self._size()  # or refuses, before a progress line begins
@@ -127,8 +132,9 @@ class _Run:
                 number = self.signals.received
                 return Outcome(step=max(newest, 0), reason="a signal", signal=number)
             attempt = _Attempt(self.config, size, self.listener)
-            error = attempt.watch(self.signals, self._could_grow_from(size), bar)
+            error = attempt.watch(self.signals, self._could_grow_from(attempt), bar)
             snapshot = attempt.last
+            self.started = self.started or bool(snapshot.ranks)
             if error is None and snapshot.outcome is not None:
                 outcome = Outcome(**snapshot.outcome)
                 if outcome.signal != _RESIZE:
@@ -165,34 +171,41 @@ class _Run:
         return max(committed_steps(self.config.run.dir), default=-1)
 
     def _size(self) -> int | None:
-        """How many workers to start now; None if a signal came while too few devices were there.
+        """How many workers to start now; None if a signal came while too few places were free.
+
+        Places that others hold are never waited for, but those of workers that ended just now.
 
         Raises:
-            UserError: the cluster has too few devices at the start of the run.
-            FaultError: it has too few left, and for long.
+            UserError: too few are free at the start of the run.
+            FaultError: too few are left, and for long.
         """
-        if not self.failures:
-            return size_for(self.config, devices(self.config))
-        wait_until_settled()
-        patience_s = self.config.cluster.hang_seconds
-        deadline = time.monotonic() + patience_s
+        if self.failures:
+            wait_until_settled()
+        patience_s = self.config.cluster.hang_seconds if self.started else _RELEASE_S
+        begun = time.monotonic()
         told = False
         while self.signals.received is None:
-            try:
-                return size_for(self.config, devices(self.config))
-            except UserError as error:
-                if time.monotonic() > deadline:
-                    raise FaultError(f"after {patience_s:g} s of waiting: {error}") from error
-                if not told:
-                    tqdm.write(f"waiting for machines: {error}")
-                    told = True
+            there, waited_s = places(self.config), time.monotonic() - begun
+            size, at_most = (size_for(self.config, n) for n in (there.free, there.total))
+            if size and (size == at_most or waited_s > _RELEASE_S):
+                return size
+            problem = too_few(self.config, there)
+            if not self.started and (not at_most or waited_s > patience_s):
+                raise problem
+            if waited_s > patience_s:
+                raise FaultError(f"after {patience_s:g} s of waiting: {problem}") from problem
+            if waited_s > _TELL_S and not told:
+                tqdm.write(f"waiting for machines, {patience_s:g} s at most: {problem}")
+                told = True
             time.sleep(_WAIT_S)
         return None
 
-    def _could_grow_from(self, size: int) -> Callable[[], bool]:
+    def _could_grow_from(self, attempt: "_Attempt") -> Callable[[], bool]:
         def could_grow() -> bool:
-            fitting = [n for n in allowed_sizes(self.config) if n <= devices(self.config)]
-            return max(fitting, default=0) > size
+            if len(attempt.last.ranks) < attempt.size:
+                return False  # until all have begun, places that are their own look free
+            num_places = attempt.size + places(self.config).free
+            return size_for(self.config, num_places) > attempt.size
 
         return could_grow
 
