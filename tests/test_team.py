@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from cluster.worker import check_storage, check_versions, versions
 from distgan import storage
-from distgan.checkpoint import Fragment, committed_steps, load_newest
+from distgan.checkpoint import Fragment, checkpoint_folder, committed_steps, load_newest
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import DistganError, DivergedError, StorageError, UserError
+from distgan.resuming import _newest_for_all as newest_for_all
 from distgan.saving import Saver
 from distgan.team import Alone, GroupTeam, failing_together, from_first
 
@@ -95,6 +96,33 @@ def test_the_pieces_of_all_ranks_are_one_commit(tmp_path: Path) -> None:
     for before, after, values in in_group(save_in_pieces, tmp_path):
         assert before == [1, 2] and after == [2, 3]
         assert values == [30, 31, 31, 32, 32, 32]
+
+
+def resume_from_damage(team: GroupTeam, folder: str) -> Any:
+    run, told = f"{folder}/run", []
+    saver = Saver(run, 2, team)
+    saver.begin(1, [Fragment("x", (RANKS,), team.rank, torch.ones(1))], {"step": 1})
+    saver.finish()
+    file = Path(checkpoint_folder(run, 1), "rank-00001.safetensors")
+    whole, damaged = file.read_bytes(), file.read_bytes()[:-1]
+    for reader in (1, 0):
+        seen = damaged if team.rank == reader else whole
+        with mock.patch.object(storage, "read_bytes", reading_instead(str(file), seen)):
+            told.append(told_by(lambda: newest_for_all(run, team)))
+    return told
+
+
+def reading_instead(path: str, data: bytes) -> Callable[..., bytes]:
+    read = storage.read_bytes
+    return lambda other, **options: data if other == path else read(other, **options)
+
+
+def test_damage_that_one_rank_alone_reads_all_ranks_raise(tmp_path: Path) -> None:
+    for by_one, by_the_first in in_group(resume_from_damage, tmp_path):
+        assert by_one[0] == by_the_first[0] == 2
+        assert by_one[1].startswith(f"rank 1 on {platform.node()}: {tmp_path}/run")
+        assert "while rank 0 found it whole" in by_one[1]
+        assert by_the_first[1].startswith(f"rank 0 on {platform.node()}: every checkpoint in")
 
 
 def with_folders_of_their_own(team: GroupTeam, folder: str) -> Any:
