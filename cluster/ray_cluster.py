@@ -138,13 +138,19 @@ def _knock(address: str) -> None:
     """Raises OSError unless the head of a cluster answers; Ray itself would try for minutes."""
     place = address.rpartition("://")[2]
     host, colon, port = place.rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+        _ask_head(place)
+
+
+def _ask_head(place: str) -> None:
+    """Raises AuthenticationError if a head of Ray refuses this user, of which `ray.init` would only
+    say that it can't connect; and OSError if it is none."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    from ray.exceptions import AuthenticationError
 
     messages: Any = gcs_service_pb2  # made at import, without types
     with init_grpc_channel(place, options=GLOBAL_GRPC_OPTIONS) as channel:
@@ -152,11 +158,12 @@ def _knock(address: str) -> None:
         try:
             head.GetClusterId(messages.GetClusterIdRequest(), timeout=_KNOCK_TIMEOUT_S)
         except grpc.RpcError as error:
-            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
-                return  # a head; Ray says best what it lacks
+            code = error.code()
+            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise AuthenticationError("no token, or a wrong one") from error
             raise OSError(
-                f"what listens there is no head of a Ray cluster ({error.code().name}); its "
-                "address is the HOST:PORT that `ray start --head` printed, not the dashboard's"
+                f"what listens there is no head of a Ray cluster ({code.name}); its address is the "
+                "HOST:PORT that `ray start --head` printed, not the dashboard's"
             ) from error
 
 

@@ -180,6 +180,14 @@ def test_a_cluster_that_can_not_be_joined_is_said(
     assert words in done.stderr.splitlines()[-1]
 
 
+def test_a_cluster_that_asks_for_its_token_says_so(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    without = head | {"RAY_AUTH_MODE": "disabled"}
+    done = train(without, tiny_data, tmp_path / "run", code=2)
+    assert "asks for its token: set RAY_AUTH_MODE=token" in done.stderr.splitlines()[-1]
+
+
 def test_damage_that_rank_0_alone_finds_is_one_message(
     head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
 ) -> None:
