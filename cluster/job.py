@@ -173,7 +173,8 @@ class _Run:
     def _size(self) -> int | None:
         """How many workers to start now; None if a signal came while too few places were free.
 
-        Places that others hold are never waited for, but those of workers that ended just now.
+        Workers that ended just now are given the time to free theirs. What others hold is waited
+        for only once the run has started.
 
         Raises:
             UserError: too few are free at the start of the run.
