@@ -343,7 +343,8 @@ class ClusterConfig(Section):
     """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed.
     Of prepare: videos at a time on a Ray cluster; 0 works on this machine, without Ray."""
     min_workers: int = Field(0, ge=0)
-    """Go on with so few when devices are lost (elastic training); 0 means num_workers."""
+    """Go on with so few when devices are lost, or start with them when others hold the rest
+    (elastic training); 0 means num_workers."""
     max_workers: int = Field(0, ge=0)
     """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
     resize_seconds: float = Field(60.0, gt=0)
