@@ -12,6 +12,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.cluster_runs import CalmJob, make_calm_job
+from tests.compare_runs import make_comparison
 from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
@@ -47,6 +48,12 @@ def _starts_ray(file: str) -> bool:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a prepared data set of 40 clips that fits `tests.tiny.TINY`."""
     return make_tiny_data(Path(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def comparison(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished comparison of `tests.compare_runs.KINDS`; tests change copies of it."""
+    return make_comparison(tmp_path_factory.mktemp("comparison") / "compare", tiny_data)
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ a distance between its clips and real ones; smaller is better.
 {wording.table(results)}
 
 Mean ± standard deviation over the seeds. "Time a step" and "memory" are of this device; see \
-*How it was done*.
+*How it was done*. A dash: no run came far enough to tell.
 
 {wording.pairs_table(results)}
 

@@ -38,8 +38,9 @@ class KindResult:
     """Distance after the computing time that all runs reached."""
     valid_share: Spread | None
     """Of clips at the end; a run that diverged has none. None where validity has no meaning."""
-    step_s: Spread
-    """Computing time of a step: CPU seconds of all threads, or a GPU's seconds."""
+    step_s: Spread | None
+    """Computing time of a step: CPU seconds of all threads, or a GPU's seconds. None if all runs
+    diverged before the first evaluation."""
     step_memory_gib: float
     run_memory_gib: float
     """Peak of a whole run's process, evaluation included; the largest of the seeds."""
@@ -148,13 +149,14 @@ def _kind_result(
     memory = read_json(f"{measured_costs}.memory.json")
     valid = [0.0 if fact["diverged"] else fact["valid_share"]["generated"] for fact in measured
              if plan.demo_data]  # fmt: skip
+    timed = [course.total_s / course.steps[-1] for course in courses if course.steps]
     return KindResult(
         kind=kind,
         courses=tuple(courses),
         at_steps=spread([course.at_end() for course in courses]),
         at_time=spread([course.at_time(seconds) for course in courses]),
         valid_share=spread(valid) if valid else None,
-        step_s=spread([c.total_s / c.steps[-1] for c in courses if c.steps] or [float("nan")]),
+        step_s=spread(timed) if timed else None,
         step_memory_gib=memory["step_memory_gib"],
         run_memory_gib=max(fact["peak_memory_gib"] for fact in measured),
         forward_flops=costs.generator.flops + costs.discriminator.flops,
@@ -195,7 +197,7 @@ def as_json(results: Results) -> Facts:
 
 def row(kind: KindResult) -> Facts:
     """A kind's numbers under flat names, as in table.csv."""
-    valid = kind.valid_share
+    valid, step = kind.valid_share, kind.step_s
     return {
         "kind": kind.name,
         "distance_at_equal_steps": kind.at_steps.mean,
@@ -210,8 +212,8 @@ def row(kind: KindResult) -> Facts:
         "mlp_width": kind.kind.mlp_width,
         "forward_flops_per_clip": kind.forward_flops,
         "activation_bytes_per_clip": kind.activation_bytes,
-        "step_compute_s": kind.step_s.mean,
-        "step_compute_s_deviation": kind.step_s.deviation,
+        "step_compute_s": None if step is None else step.mean,
+        "step_compute_s_deviation": None if step is None else step.deviation,
         "step_memory_gib": kind.step_memory_gib,
         "run_memory_gib": kind.run_memory_gib,
     }

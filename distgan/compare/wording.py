@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from distgan.compare.results import KindResult, Results
 from distgan.compare.statistics import CONFIDENCE, Pair, Spread, smallest_visible_ratio
 
+NOTHING = "-"
+"""In tables, where there is no number."""
+
 MEANINGS = {
     "none": "no attention",
     "additive": "a learned weight per element, no mixing between elements",
@@ -138,7 +141,7 @@ clip forward through both networks."""
 
 def table(results: Results) -> str:
     """The main table in Markdown, the best distance in bold only where it is supported."""
-    seconds = format_seconds(results.common_time_s)
+    seconds = format_seconds(results.common_time_s) if results.common_time_s else "equal time"
     header = ["attention", f"distance after {results.plan.steps:,} steps",
               f"distance after {seconds}", "parameters (G + D)", "FLOPs a clip", "time a step",
               "memory"]  # fmt: skip
@@ -147,9 +150,10 @@ def table(results: Results) -> str:
         header.insert(3, "valid clips")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for kind in results.kinds:
-        cells = [kind.name, _distance(kind, kind.at_steps), _distance(kind, kind.at_time),
+        at_time = _distance(kind, kind.at_time) if results.common_time_s else NOTHING
+        cells = [kind.name, _distance(kind, kind.at_steps), at_time,
                  _parameters(kind), format_flops(kind.forward_flops),
-                 f"{1000 * kind.step_s.mean:.0f} ms", format_gib(kind.step_memory_gib)]  # fmt: skip
+                 format_step(kind.step_s), format_gib(kind.step_memory_gib)]  # fmt: skip
         if kind.valid_share is not None:
             cells.insert(3, _share(kind.valid_share))
         lines.append("| " + " | ".join(cells) + " |")
@@ -191,6 +195,10 @@ def format_seconds(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.2g} s"
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def format_step(value: Spread | None) -> str:
+    return NOTHING if value is None else f"{1000 * value.mean:.0f} ms"
 
 
 def format_flops(flops: float) -> str:
