@@ -55,6 +55,8 @@ def test_a_comparison_of_which_all_runs_diverged_is_reported(
     assert command_line.main(arguments(folder, tiny_data, *HOPELESS)) == 0
     found = results(folder)
     assert [kind["step_compute_s"] for kind in found["kinds"]] == [None, None]
+    for pair in (*found["pairs_at_steps"], *found["pairs_at_time"]):
+        assert pair["better"] is pair["ratio"] is None and pair["seeds"] == 0
     report = (folder / "report.md").read_text()
     for kind in KINDS:
         assert f"**{kind} diverged** in 2 of 2 runs" in report

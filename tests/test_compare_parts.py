@@ -14,6 +14,7 @@ from distgan.compare.statistics import (
     Course,
     common_time,
     compare_pairs,
+    of_whole_runs,
     smallest_visible_ratio,
     spread,
 )
@@ -175,6 +176,42 @@ def test_one_seed_supports_nothing() -> None:
     assert smallest_visible_ratio([pair]) == math.inf
 
 
+def test_runs_that_diverged_win_nothing_against_each_other() -> None:
+    """Kinds share start weights, so the ratios of untrained generators are steady."""
+    untrained = {"a": (1000.0, 1500.0, 2000.0), "b": (1100.0, 1651.0, 2203.0)}
+    lost = [course((), diverged_at=3)] * 3
+    assert compare_pairs(untrained)[0].better == "a"
+    (pair,) = compare_pairs({kind: of_whole_runs(lost, v) for kind, v in untrained.items()})
+    assert pair.better is None and pair.ratio is None and pair.num_seeds == 0
+    assert "too few runs trained to the end" in verdict([pair], 3)
+
+
+def test_only_seeds_at_which_both_trained_to_the_end_are_compared() -> None:
+    (whole,) = compare_pairs({"a": [10.0, 12.0, 9.0], "b": [15.0, 17.0, 14.0]})
+    for ends in ((None, None), (None, 1e-9), (None, 1e9)):
+        (pair,) = compare_pairs({"a": [10.0, 12.0, 9.0, ends[1]], "b": [15.0, 17.0, 14.0, ends[0]]})
+        assert (pair.ratio, pair.low, pair.high) == (whole.ratio, whole.low, whole.high)
+        assert pair.num_seeds == 3 and pair.better == "a"
+
+
+def test_a_kind_that_diverged_where_the_other_trained_is_never_better() -> None:
+    lucky, steady = [10.0, 12.0, 9.0, None], [15.0, 17.0, 14.0, 16.0]
+    for names, unsteady in ((("a", "b"), "a"), (("b", "a"), "b")):
+        values = dict(zip(names, (lucky, steady), strict=True))
+        for order in (names, names[::-1]):
+            (pair,) = compare_pairs({name: values[name] for name in order})
+            assert pair.better is None and pair.unsteady == (unsteady,)
+            assert "diverged where the other did not" in verdict([pair], 4)
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.0, 3.7)])
+def test_ratios_without_spread_support_nothing(scale: tuple[float, float]) -> None:
+    """Trainings differ; the same ratio to the last digit comes from runs that are no two draws."""
+    (pair,) = compare_pairs({"a": [10 * s for s in scale], "b": [10.01 * s for s in scale]})
+    assert pair.better is None and pair.high == math.inf
+    assert pair.ratio == pytest.approx(10 / 10.01)
+
+
 def test_pairing_by_seed_removes_what_seeds_have_in_common() -> None:
     hard = np.array([1.0, 3.0, 10.0, 2.0])
     better = compare_pairs({"a": 10 * hard, "b": 13 * hard * [1.0, 1.02, 0.98, 1.0]})[0]
@@ -183,20 +220,20 @@ def test_pairing_by_seed_removes_what_seeds_have_in_common() -> None:
     assert unpaired.better is None
 
 
+@pytest.mark.parametrize("diverging", [0.0, 0.5])
 @pytest.mark.parametrize(("kinds", "seeds"), [(2, 2), (4, 3), (6, 5)])
-def test_luck_alone_is_seldom_called_better(kinds: int, seeds: int) -> None:
+def test_luck_alone_is_seldom_called_better(kinds: int, seeds: int, diverging: float) -> None:
     """Kinds that do not differ: at most 1 in 20 comparisons may claim anything at all."""
     rng = np.random.default_rng(0)
     trials = 400
-    claims = sum(
-        any(
-            pair.better
-            for pair in compare_pairs(
-                {str(k): np.exp(rng.normal(4, 0.3, seeds)).tolist() for k in range(kinds)}
-            )
-        )
-        for _ in range(trials)
-    )
+
+    def draw() -> float | None:
+        return None if rng.random() < diverging else math.exp(rng.normal(4, 0.1))
+
+    def draw_all() -> dict[str, list[float | None]]:
+        return {str(kind): [draw() for _ in range(seeds)] for kind in range(kinds)}
+
+    claims = sum(any(pair.better for pair in compare_pairs(draw_all())) for _ in range(trials))
     assert claims / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 

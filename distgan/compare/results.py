@@ -16,6 +16,7 @@ from distgan.compare.statistics import (
     Spread,
     common_time,
     compare_pairs,
+    of_whole_runs,
     spread,
 )
 from distgan.costs import network_costs
@@ -33,9 +34,9 @@ class KindResult:
     courses: tuple[Course, ...]
     """One a seed."""
     at_steps: Spread
-    """Distance after all steps."""
+    """Distance after all steps; a run that diverged counts as one that never trained."""
     at_time: Spread
-    """Distance after the computing time that all runs reached."""
+    """Distance after the computing time that all runs reached which trained to the end."""
     valid_share: Spread | None
     """Of clips at the end; a run that diverged has none. None where validity has no meaning."""
     step_s: Spread | None
@@ -102,8 +103,12 @@ def collect(plan: Plan, output: str) -> Results:
         plan=plan,
         kinds=kinds,
         common_time_s=seconds,
-        pairs_at_steps=tuple(compare_pairs({k.name: k.at_steps.values for k in kinds})),
-        pairs_at_time=tuple(compare_pairs({k.name: k.at_time.values for k in kinds})),
+        pairs_at_steps=tuple(
+            compare_pairs({k.name: of_whole_runs(k.courses, k.at_steps.values) for k in kinds})
+        ),
+        pairs_at_time=tuple(
+            compare_pairs({k.name: of_whole_runs(k.courses, k.at_time.values) for k in kinds})
+        ),
         floor=facts[0]["proxy_frechet"]["real"],
         untrained=spread([course.untrained for course in everything]),
         real_valid_share=facts[0]["valid_share"]["real"] if plan.demo_data else None,
@@ -174,7 +179,8 @@ def as_json(results: Results) -> Facts:
 
     def of_pair(pair: Pair) -> Facts:
         return {
-            "first": pair.first, "second": pair.second, "ratio": pair.ratio,
+            "first": pair.first, "second": pair.second, "seeds": pair.num_seeds,
+            "ratio": pair.ratio,
             "low": pair.low or None, "high": pair.high if pair.low else None,
             "better": pair.better,
         }  # fmt: skip

@@ -38,7 +38,8 @@ def statement(results: Results) -> str:
             where = ", ".join(f"seed {seed} at step {step}" for seed, step in kind.diverged.items())
             lines.append(
                 f"- **{kind.name} diverged** in {len(kind.diverged)} of {len(plan.seeds)} runs "
-                f"({where}). Such a run counts as one that never trained."
+                f"({where}). In the table such a run counts as one that never trained; no "
+                "conclusion rests on it."
             )
     return "\n".join(lines)
 
@@ -51,18 +52,26 @@ def verdict(pairs: Sequence[Pair], num_seeds: int) -> str:
             loser = pair.second if pair.better == pair.first else pair.first
             wins.setdefault(pair.better, []).append(loser)
     if not wins:
-        why = (
-            "with one seed nobody knows how much luck is in the figures"
-            if num_seeds < 2
-            else f"with {num_seeds} seeds, the differences may as well be luck"
-        )
-        return f"**no conclusion**; {why}."
+        return f"**no conclusion**; {_why_open(pairs, num_seeds)}."
     said = "; ".join(f"**{best} is better than {_and(worse)}**" for best, worse in wins.items())
     open_pairs = sum(pair.better is None for pair in pairs)
     if not open_pairs:
         return f"{said}."
     left = "the other pair" if open_pairs == 1 else f"the other {open_pairs} pairs"
     return f"{said}. **No conclusion** on {left} of {len(pairs)}."
+
+
+def _why_open(pairs: Sequence[Pair], num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "with one seed nobody knows how much luck is in the figures"
+    if all(pair.num_seeds < 2 for pair in pairs):
+        return "too few runs trained to the end: no pair of kinds has two seeds of which both did"
+    if any(pair.num_seeds < num_seeds for pair in pairs):
+        return (
+            f"with {num_seeds} seeds, less those where a run diverged, the differences may as well "
+            "be luck, or the kind that came closer diverged where the other did not"
+        )
+    return f"with {num_seeds} seeds, the differences may as well be luck"
 
 
 def limits(results: Results) -> str:
@@ -132,7 +141,9 @@ expect less. Untrained generators have {format_spread(results.untrained)}. Measu
 taken at the largest time that all runs reached, on straight lines between the measurements.
 - **"Better"** is said if the {100 * CONFIDENCE:.0f}% confidence interval of the ratio of the two \
 kinds' distances excludes 1. The interval is Student's t on the logarithms, paired by seed, and \
-holds for {pairs} (Bonferroni), so that many pairs do not find a winner by chance. A run that \
+holds for {pairs} (Bonferroni), so that many pairs do not find a winner by chance. It rests \
+on the seeds at which both kinds trained to the end, two at least, whose ratios must differ. A \
+kind is never called better that diverged where the other did not. In the table a run that \
 diverged counts with its untrained generator's distance.
 - **Memory** is what a training step takes in a fresh process beyond what it had before the \
 networks were built (on a GPU: what tensors take). **FLOPs** are counted from the shapes, for one \
@@ -236,6 +247,8 @@ def _parameters(kind: KindResult) -> str:
 
 
 def _interval(pair: Pair) -> str:
+    if pair.ratio is None:
+        return NOTHING
     if pair.low <= 0:
         return f"{pair.ratio:.2f} (no interval)"
     return f"{pair.ratio:.2f} ({format_number(pair.low)} to {format_number(pair.high)})"
