@@ -3,6 +3,7 @@
 import functools
 import gc
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def comparison(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished comparison of `tests.compare_runs.KINDS`; tests change copies of it."""
-    return make_comparison(tmp_path_factory.mktemp("comparison") / "compare", tiny_data)
+    """Folder of a finished comparison of `tests.compare_runs.KINDS`; tests change copies of it.
+
+    Its data set is no longer where it was; `tiny_data` is the same one."""
+    folder = tmp_path_factory.mktemp("comparison")
+    shutil.copytree(tiny_data, folder / "data")
+    make_comparison(folder / "compare", str(folder / "data"))
+    shutil.rmtree(folder / "data")
+    return folder / "compare"
 
 
 @pytest.fixture(scope="session")
