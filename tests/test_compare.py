@@ -13,6 +13,7 @@ from PIL import Image
 import launch as command_line
 from distgan.compare.measures import MEASURED
 from distgan.compare.plan import PLAN
+from distgan.compare.real_clips import REAL_CLIPS
 from distgan.metrics.writer import read_metrics
 from tests.cluster_runs import run_program
 from tests.compare_runs import KINDS, RUNS, arguments, copy_of, files, results, rows
@@ -76,7 +77,7 @@ def test_report_only_computes_every_figure_again(comparison: Path, tmp_path: Pat
     folder = copy_of(comparison, tmp_path)
     before = files(folder)
     for path in folder.iterdir():
-        if path.name not in ("runs", "costs", PLAN):
+        if path.name not in ("runs", "costs", REAL_CLIPS, PLAN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 0
     assert files(folder) == before
@@ -92,11 +93,12 @@ def test_report_only_computes_every_figure_again(comparison: Path, tmp_path: Pat
 
 
 def test_a_finished_comparison_trains_nothing_again(
-    comparison: Path, tiny_data: str, capsys: pytest.CaptureFixture[str]
+    comparison: Path, tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files(comparison / "runs")
-    assert command_line.main(arguments(comparison, tiny_data)) == 0
-    assert files(comparison / "runs") == before
+    folder = copy_of(comparison, tmp_path)
+    before = files(folder / "runs")
+    assert command_line.main(arguments(folder, tiny_data)) == 0
+    assert files(folder / "runs") == before
     assert "training of" not in "".join(capsys.readouterr())
 
 
@@ -187,5 +189,30 @@ def test_an_unfinished_comparison_has_no_report_yet(
 ) -> None:
     folder = copy_of(comparison, tmp_path)
     (folder / "runs" / RUNS[3] / MEASURED).unlink()
+    (folder / REAL_CLIPS).unlink()
     assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 2
-    assert "1 parts are not done yet, the first is 'training of none" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "2 parts are not done yet, the first is 'keeping real clips'" in message
+
+
+def test_what_cannot_be_read_leaves_no_half_report(
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(comparison, tmp_path)
+    for name in ("plots", "sheets"):
+        shutil.rmtree(folder / name)
+    real, last = folder / REAL_CLIPS, folder / "runs" / RUNS[-1]
+    clips = real.read_bytes()
+    real.write_bytes(b"no clips")
+    refused(folder, f"{REAL_CLIPS} is damaged", capsys)
+    real.write_bytes(clips)
+    for name in ("checkpoints", "generator"):
+        shutil.rmtree(last / name)
+    refused(folder, f"no trained generator in '{last}'", capsys)
+
+
+def refused(folder: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(folder)
+    assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 2
+    assert message in capsys.readouterr().err
+    assert files(folder) == before

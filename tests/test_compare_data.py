@@ -38,6 +38,24 @@ def test_the_same_data_may_lie_elsewhere_but_no_other(
     assert files(folder) == before
 
 
+def test_the_report_needs_neither_the_data_nor_its_old_place(
+    comparison: Path, tmp_path: Path
+) -> None:
+    began = load_plan(str(comparison))
+    assert began is not None and not Path(began.config.data.shards).exists()
+    folder = copy_of(comparison, tmp_path)
+    before = files(folder)
+    for path in ("plots", "sheets"):
+        shutil.rmtree(folder / path)
+    (folder / "report.md").unlink()
+    hidden = comparison.rename(tmp_path / "hidden")
+    try:
+        assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 0
+    finally:
+        hidden.rename(comparison)
+    assert files(folder) == before
+
+
 class Stopped:
     """Does no job: as if the machine were lost before the first."""
 

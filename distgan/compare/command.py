@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distgan import storage
-from distgan.compare.jobs import Job, MemoryJob, RunJob, SweepJob
+from distgan.compare.jobs import ClipsJob, Job, MemoryJob, RunJob, SweepJob
 from distgan.compare.plan import (
     Plan,
     load_plan,
@@ -14,6 +14,7 @@ from distgan.compare.plan import (
     refuse_other_data,
     save_plan,
 )
+from distgan.compare.real_clips import REAL_CLIPS
 from distgan.compare.report import write_report
 from distgan.compare.runner import Executor, OneAfterAnother
 from distgan.config import Config
@@ -83,7 +84,7 @@ def compare(request: Request, config: Config, executor: Executor | None = None) 
 
 
 def report_only(output: str) -> str:
-    """Writes the report of a comparison again, from its saved runs and costs.
+    """Writes the report of a comparison again, from its folder alone.
 
     Raises:
         UserError: there is no comparison, or parts of it are missing.
@@ -103,7 +104,8 @@ def report_only(output: str) -> str:
 
 def plan_jobs(plan: Plan, output: str) -> list[Job]:
     """Everything to do: what costs little first, so that a kind that can't run here is soon met."""
-    jobs: list[Job] = []
+    clips = storage.join(output, REAL_CLIPS)
+    jobs: list[Job] = [ClipsJob(name="keeping real clips", config=plan.config, result=clips)]
     for kind in plan.kinds:
         config = plan.run_config(output, kind, plan.seeds[0])
         costs = storage.join(output, "costs")
