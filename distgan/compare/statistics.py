@@ -13,6 +13,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+NUM_READINGS = 2
+"""Each pair of kinds is judged after equal steps and after equal computing time."""
 
 _ROUNDING = 1e-9
 """Log ratios of single seeds that lie nearer together than this differ by nothing but rounding."""
@@ -103,20 +105,20 @@ class Pair:
 
 
 def compare_pairs(values: Mapping[str, Sequence[float | None]]) -> list[Pair]:
-    """Every pair of kinds.
+    """Every pair of kinds, at one of the readings.
 
     The interval is Student's t on the log ratios of the seeds at which both kinds trained to the
     end: what a run that diverged would have reached is unknown, and any number in its place would
     only look like a measurement. Lest a kind win by its lucky seeds, none is called better that
-    diverged where the other did not. The interval's level is CONFIDENCE for all pairs together
-    (Bonferroni): many pairs must not find a winner by chance.
+    diverged where the other did not. The interval's level is CONFIDENCE for all pairs at all
+    readings together (Bonferroni): many looks must not find a winner by chance.
 
     Args:
         values: positive distances of each kind, in the order of the seeds, which are the same for
             all kinds; None for a run that diverged.
     """
     pairs = list(itertools.combinations(values, 2))
-    level = 1 - (1 - CONFIDENCE) / max(len(pairs), 1)
+    level = 1 - (1 - CONFIDENCE) / (NUM_READINGS * max(len(pairs), 1))
     return [_pair(first, second, values, level) for first, second in pairs]
 
 

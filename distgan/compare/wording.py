@@ -4,7 +4,13 @@ import math
 from collections.abc import Sequence
 
 from distgan.compare.results import KindResult, Results
-from distgan.compare.statistics import CONFIDENCE, Pair, Spread, smallest_visible_ratio
+from distgan.compare.statistics import (
+    CONFIDENCE,
+    NUM_READINGS,
+    Pair,
+    Spread,
+    smallest_visible_ratio,
+)
 
 NOTHING = "-"
 """In tables, where there is no number."""
@@ -122,7 +128,7 @@ def method(results: Results) -> str:
     threads = " or ".join(str(count) for count in results.threads)
     clock = "seconds of CPU time, all threads together" if "cpu" in results.devices else "GPU time"
     count = len(results.pairs_at_steps)
-    pairs = "the one pair" if count == 1 else f"all {count} pairs together"
+    pairs = "the one pair" if count == 1 else f"all {count} pairs"
     return f"""- **Equal but for attention.** All runs have one configuration (`compare.json`): \
 the same data in the same order, the same noise, the same start weights wherever the networks are \
 the same, the same schedules and budget. Only `model.attention.kind` and \
@@ -141,7 +147,8 @@ expect less. Untrained generators have {format_spread(results.untrained)}. Measu
 taken at the largest time that all runs reached, on straight lines between the measurements.
 - **"Better"** is said if the {100 * CONFIDENCE:.0f}% confidence interval of the ratio of the two \
 kinds' distances excludes 1. The interval is Student's t on the logarithms, paired by seed, and \
-holds for {pairs} (Bonferroni), so that many pairs do not find a winner by chance. It rests \
+holds for {pairs} at both readings together ({NUM_READINGS * count} comparisons, Bonferroni), so \
+that many looks do not find a winner by chance. It rests \
 on the seeds at which both kinds trained to the end, two at least, whose ratios must differ. A \
 kind is never called better that diverged where the other did not. In the table a run that \
 diverged counts with its untrained generator's distance.
