@@ -43,6 +43,12 @@ def test_the_folder_holds_a_whole_report(comparison: Path) -> None:
     for name in ("all", *KINDS):
         assert Image.open(comparison / "sheets" / f"{name}.png").size[0] > 400
     table = (comparison / "table.md").read_text()
+    header, *_ = table.splitlines()
+    for column in ("distance after 8 steps", "parameters (G + D)", "FLOPs a clip", "time a step",
+                   "peak memory of a step"):  # fmt: skip
+        assert f"| {column} |" in header
+    of_none = next(line for line in table.splitlines() if "| none |" in line).split(" | ")
+    assert len(of_none) == len(header.split(" | ")) and "-" not in of_none and "±" in of_none[1]
     assert table in report + "\n" and all(f"| {kind} |" in table for kind in KINDS)
     assert {row["kind"] for row in rows(comparison, "table.csv")} == set(KINDS)
     tokens = [int(row["tokens"]) for row in rows(comparison, "tokens.csv") if row["kind"] == "self"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distgan.compare.matching import KIND, KNOB, known_kinds, match
+from distgan.compare.matching import KIND, KNOB, differences, known_kinds, match
 from distgan.compare.plan import Plan, load_plan, make_plan, refuse_changes, save_plan
 from distgan.compare.statistics import (
     Course,
@@ -104,12 +104,41 @@ def test_kinds_that_cannot_be_matched_name_the_nearest_sizes() -> None:
         match(config, kinds, 1e-6)
     message = str(refused.value)
     of_self, of_none = match(config, kinds, 0.05)
-    assert f"{of_self.parameters:,} parameters" in message
-    assert f"{of_none.parameters:,} ({KNOB}={of_none.mlp_width})" in message
+    assert "{:,} + {:,} are wanted".format(*of_self.of_networks) in message
+    assert "{:,} + {:,} ".format(*of_none.of_networks) + f"({KNOB}={of_none.mlp_width})" in message
     enough = float(message.partition("--tolerance ")[2].partition(",")[0])
     assert match(config, kinds, enough) == (of_self, of_none)
     beside = with_values(config, {KIND: "none", KNOB: of_none.mlp_width - 1})
     assert beside.model.attention.mlp_width == of_none.mlp_width - 1
+
+
+def uneven_config(*of_discriminator: int) -> Config:
+    """Networks of other channels, with attention as wide as these."""
+    return load_config(
+        "demo",
+        overrides=("model.generator.channels=[16,32,64]", "model.attention.head_dim=0",
+                   f"model.discriminator.channels={list(of_discriminator)}"),
+    )  # fmt: skip
+
+
+def test_each_network_is_matched_not_their_sum() -> None:
+    """Matched in the sum, the discriminators of these would be 1.65% apart."""
+    matched = match(uneven_config(16, 32, 96), ("self", "none"), 0.016)
+    for networks in zip(*(kind.of_networks for kind in matched), strict=True):
+        assert max(networks) / min(networks) <= 1.016
+    assert differences(matched) == pytest.approx((0.0153, 0.0152), abs=1e-4)
+
+
+def test_networks_that_one_width_does_not_match_are_refused() -> None:
+    """The sum of these can be matched to the last digits, with generators 22% apart."""
+    config, kinds = uneven_config(16, 64, 256), ("self", "none")
+    with pytest.raises(UserError, match=f"with one {KNOB} for both networks") as refused:
+        match(config, kinds, 0.05)
+    message = str(refused.value)
+    enough = float(message.partition("--tolerance ")[2].partition(",")[0])
+    matched = match(config, kinds, enough)
+    assert 0.05 < max(differences(matched)) <= enough < 0.15
+    assert "{:,} + {:,} ".format(*matched[1].of_networks) in message
 
 
 def test_other_settings_for_the_same_folder_are_refused_by_name(tmp_path: Path) -> None:

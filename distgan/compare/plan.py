@@ -34,7 +34,7 @@ class Plan(Section):
     steps: int
     evaluations: int
     tolerance: float
-    """Largest relative difference of two kinds' numbers of parameters."""
+    """Largest relative difference of two kinds' numbers of parameters, in each network."""
     demo_data: bool
     """The clips are the demo's, so it can be judged whether a clip is valid."""
     data_digest: str = ""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from distgan.compare.matching import differences
 from distgan.compare.results import KindResult, Results
 from distgan.compare.statistics import (
     CONFIDENCE,
@@ -122,8 +123,7 @@ def limits(results: Results) -> str:
 def method(results: Results) -> str:
     """How the runs were made equal and judged."""
     plan = results.plan
-    sizes = [kind.kind.parameters for kind in results.kinds]
-    difference = max(sizes) / min(sizes) - 1
+    apart = [f"{100 * share:.1f}%" for share in differences([kind.kind for kind in results.kinds])]
     devices = " and ".join(results.devices)
     threads = " or ".join(str(count) for count in results.threads)
     clock = "seconds of CPU time, all threads together" if "cpu" in results.devices else "GPU time"
@@ -133,8 +133,8 @@ def method(results: Results) -> str:
 the same data in the same order, the same noise, the same start weights wherever the networks are \
 the same, the same schedules and budget. Only `model.attention.kind` and \
 `model.attention.mlp_width` differ. The latter is the width of a small network behind each \
-attention layer, which `none` has too: with it the kinds' numbers of parameters (generator and \
-discriminator together) are within {100 * difference:.1f}% of each other.
+attention layer, which `none` has too: with it the kinds' numbers of parameters are \
+within {apart[0]} of each other in the generators, within {apart[1]} in the discriminators.
 - **Seeds:** {_and([str(seed) for seed in plan.seeds])}. A seed decides start weights, data order \
 and noise; kinds are compared seed by seed.
 - **Distance** (proxy Fréchet distance, lower is better) between {plan.config.log.proxy_clips} \
@@ -162,7 +162,7 @@ def table(results: Results) -> str:
     seconds = format_seconds(results.common_time_s) if results.common_time_s else "equal time"
     header = ["attention", f"distance after {results.plan.steps:,} steps",
               f"distance after {seconds}", "parameters (G + D)", "FLOPs a clip", "time a step",
-              "memory"]  # fmt: skip
+              "peak memory of a step"]  # fmt: skip
     with_valid = results.plan.demo_data
     if with_valid:
         header.insert(3, "valid clips")
