@@ -13,7 +13,7 @@ Grid = tuple[int, int, int]
 
 def window_on(grid: Grid, window: Grid) -> Grid:
     """Keys that a token sees along each axis; 0 stands for the whole axis."""
-    return _three(size or length for size, length in zip(window, grid, strict=True))
+    return three(size or length for size, length in zip(window, grid, strict=True))
 
 
 def window_start(place: int, length: int, size: int) -> int:
@@ -27,12 +27,12 @@ def window_start(place: int, length: int, size: int) -> int:
 
 def block_grid(grid: Grid, block: Grid) -> Grid:
     """Blocks along each axis; the last ones may stand out over the edge."""
-    return _three(-(-length // size) for length, size in zip(grid, block, strict=True))
+    return three(-(-length // size) for length, size in zip(grid, block, strict=True))
 
 
 def near_per_axis(blocks: Grid, reach: Grid) -> Grid:
     """Near blocks along each axis: a window of 2 reach + 1 (see `window_start`), or all."""
-    return _three(min(2 * r + 1, n) for r, n in zip(reach, blocks, strict=True))
+    return three(min(2 * r + 1, n) for r, n in zip(reach, blocks, strict=True))
 
 
 def num_seen(grid: Grid, block: Grid, density: float) -> int:
@@ -73,6 +73,7 @@ def _near(place: tuple[int, ...], blocks: Grid, reach: Grid) -> list[int]:
     return [(t * blocks[1] + h) * blocks[2] + w for t, h, w in itertools.product(*axes)]
 
 
-def _three(values: Iterable[int]) -> Grid:
+def three(values: Iterable[int]) -> Grid:
+    """Of three values, one an axis."""
     t, h, w = values
     return t, h, w
