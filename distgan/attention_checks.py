@@ -285,4 +285,3 @@ def _smaller_than(sizes: Grid, sites: Sequence[Site]) -> Site | None:
         if any(size > length for size, length in zip(sizes, site.grid, strict=True)):
             return site
     return None
-

@@ -42,14 +42,14 @@ class LocalAttention(SelfAttention):
         return self._plans[key]
 
     def attend(self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, grid: Grid) -> Tensor:
-        q, k = as_dot_products(q_BNLD, k_BNLD, self.scores)
-        scale = self.head_dim**-0.5
+        q, k, scale = as_dot_products(q_BNLD, k_BNLD, self.scores)
         if takes_flex(v_BNLD) and not needs_second_derivative():
             return flex_attention_over(q, k, v_BNLD, scale, self.flex_plan(grid, v_BNLD.device))
         tiles = self.tiles(grid, v_BNLD.device)
-        return tiled_attention(q * scale, k, v_BNLD, tiles)
+        return tiled_attention(q if scale == 1 else q * scale, k, v_BNLD, tiles)
 
     def kept_for_backward(
         self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return *as_dot_products(q_BNLD, k_BNLD, self.scores), v_BNLD.flatten(0, 1)
+        q, k, _ = as_dot_products(q_BNLD, k_BNLD, self.scores)
+        return q, k, v_BNLD.flatten(0, 1)
