@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
 
 from distgan.attention import (
     ATTENTION_KINDS,
@@ -16,7 +15,6 @@ from distgan.attention import (
     MlpLayer,
     SelfAttention,
     attention_at,
-    flex,
     reference_attention,
     twice_differentiable,
 )
@@ -29,7 +27,7 @@ from distgan.attention.window import WindowAttention
 from distgan.blocks import initialise
 from distgan.config import AttentionConfig
 from distgan.sparsity import num_seen, seen_blocks, window_start
-from tests.tiny_networks import CPU, keep_width, randomise
+from tests.tiny_networks import keep_width, randomise
 
 KINDS = sorted(ATTENTION_KINDS)
 MIXING = sorted(set(ATTENTION_KINDS) - {"additive"})
@@ -348,16 +346,3 @@ def test_the_switch_builds_layers_where_they_are_placed() -> None:
     normal = nn.functional.layer_norm(x, (12,))
     hidden = nn.functional.silu(normal @ mlp.inner.weight.T)
     torch.testing.assert_close(mlp(x), x + hidden @ mlp.outer.weight.T)
-
-
-@pytest.mark.parametrize(("kind", "grid", "options"), LOCAL)
-def test_the_plan_for_flex_attention_has_the_pattern(
-    kind: str, grid: Grid, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FlexAttention uncompiled, forward only: a CPU has no more of it."""
-    mix = built(kind, **options)
-    q, k, v = (draws(1, 2, math.prod(grid), 16, seed=seed) for seed in range(3))
-    monkeypatch.setattr(flex, "_compiled", lambda: flex_attention)
-    got = flex.flex_attention_over(q, k, v, 16**-0.5, mix.flex_plan(grid, CPU))
-    mask = mix.mask(grid, torch.arange(math.prod(grid)))
-    torch.testing.assert_close(got, reference_attention(q, k, v, "dot", mask))

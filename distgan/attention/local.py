@@ -12,6 +12,8 @@ from distgan.attention.tiles import Tiles, tiled_attention
 from distgan.config import AttentionConfig
 from distgan.sparsity import Grid
 
+MOST_PLANS = 4  # grids of one layer: training has one, and sampling rarely others
+
 
 class LocalAttention(SelfAttention):
     """Attention to the keys that `mask` defines, computed by `tiles`, or on a GPU by FlexAttention
@@ -34,9 +36,11 @@ class LocalAttention(SelfAttention):
         return self.sees(grid, places_Q.device)(places_Q[:, None], key_L)
 
     def flex_plan(self, grid: Grid, device: torch.device) -> FlexPlan:
-        """For `flex_attention_over`; made once a grid."""
+        """For `flex_attention_over`; the last few grids' are kept."""
         key = (grid, device)
         if key not in self._plans:
+            if len(self._plans) == MOST_PLANS:
+                del self._plans[next(iter(self._plans))]  # the oldest
             place_L = self.tiles(grid, device).place_L
             self._plans[key] = FlexPlan.make(place_L, self.sees(grid, device))
         return self._plans[key]
