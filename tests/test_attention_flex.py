@@ -16,6 +16,7 @@ from tests.tiny_networks import CPU
 LARGE: list[tuple[str, Grid, dict[str, Any]]] = [
     ("window", (4, 12, 10), {"window": (3, 7, 7)}),
     ("window", (8, 8, 8), {"window": (0, 5, 5)}),
+    ("window", (4, 12, 10), {"window": (0, 0, 0)}),
     ("sparse", (8, 16, 8), {"block": (2, 8, 8), "reach": (1, 0, 0), "density": 0.5}),
     ("sparse", (7, 9, 11), {"block": (2, 4, 4), "reach": (1, 0, 0), "density": 0.3}),
 ]
