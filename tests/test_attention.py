@@ -93,8 +93,9 @@ def test_without_positions_tokens_may_be_permuted(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_rotary_scores_depend_on_relative_positions_only() -> None:
-    grid, dim = (4, 5, 6), 14
+@pytest.mark.parametrize("dim", [2, 4, 6, 14])
+def test_rotary_scores_depend_on_relative_positions_only(dim: int) -> None:
+    grid = (4, 5, 6)
     cos_LP, sin_LP = rotary_angles(grid, dim, CPU)
     query, key = draws(1, 1, 1, dim, seed=1), draws(1, 1, 1, dim, seed=2)
     length = 4 * 5 * 6
