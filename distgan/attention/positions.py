@@ -25,7 +25,9 @@ def rotary_angles(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tens
     frequency_3P = torch.zeros(3, num_pairs, dtype=torch.float64)
     frequency_3P[axis, pair] = ROTARY_BASE ** (-rank.double() / num_ranks)
     axes = [torch.arange(length, dtype=torch.float64) for length in grid]
-    angles = torch.cartesian_prod(*axes).reshape(-1, 3) @ frequency_3P
+    positions_L3 = torch.cartesian_prod(*axes).reshape(-1, 3)
+    # No matrix product: costs count those.
+    angles = (positions_L3[..., None] * frequency_3P).sum(dim=1)
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
