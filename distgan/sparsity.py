@@ -1,10 +1,9 @@
-"""Which tokens the local kinds of attention see, in whole numbers; plain Python, no torch.
+"""How many tokens the local kinds of attention see; plain Python, no torch.
 
 A grid is (T, H, W). The rules here are the definitions; `distgan/attention/` builds index tables
-from them, `distgan/costs.py` counts with them, and configurations are checked by them.
+from them, and configurations are checked by them.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 
@@ -44,33 +43,6 @@ def least_density(grid: Grid, block: Grid, reach: Grid) -> float:
     """The density at which a block sees those in reach and no others."""
     blocks = block_grid(grid, block)
     return math.prod(near_per_axis(blocks, reach)) / math.prod(blocks)
-
-
-def seen_blocks(grid: Grid, block: Grid, reach: Grid, density: float) -> list[list[int]]:
-    """For each block, in the order of time, height and width, the blocks that it sees, ascending.
-
-    First the near ones. The rest of `num_seen` is taken from the far ones, listed in the same
-    order, at even strides; the first stride begins one place later with each block, so that
-    together they reach everything.
-    """
-    blocks = block_grid(grid, block)
-    num_blocks, num_near = math.prod(blocks), math.prod(near_per_axis(blocks, reach))
-    wanted = num_seen(grid, block, density) - num_near
-    assert wanted >= 0, "check_config asks for a density that covers the reach"
-    seen: list[list[int]] = []
-    for number, place in enumerate(itertools.product(*map(range, blocks))):
-        near = set(_near(place, blocks, reach))
-        far = [other for other in range(num_blocks) if other not in near]
-        strided = {far[(k * len(far) // wanted + number) % len(far)] for k in range(wanted)}
-        seen.append(sorted(near | strided))
-    return seen
-
-
-def _near(place: tuple[int, ...], blocks: Grid, reach: Grid) -> list[int]:
-    sizes = near_per_axis(blocks, reach)
-    starts = [window_start(*axis) for axis in zip(place, blocks, sizes, strict=True)]
-    axes = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    return [(t * blocks[1] + h) * blocks[2] + w for t, h, w in itertools.product(*axes)]
 
 
 def three(values: Iterable[int]) -> Grid:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from typing import Any
 
 import pytest
@@ -22,11 +23,11 @@ from distgan.attention import tiles as tiled
 from distgan.attention.additive import AdditiveAttention
 from distgan.attention.factorised import FactorisedAttention
 from distgan.attention.pairwise import fast_attention
-from distgan.attention.sparse import SparseAttention
+from distgan.attention.sparse import SparseAttention, seen_blocks
 from distgan.attention.window import WindowAttention
 from distgan.blocks import initialise
 from distgan.config import AttentionConfig
-from distgan.sparsity import num_seen, seen_blocks, window_start
+from distgan.sparsity import num_seen, window_start
 from tests.tiny_networks import keep_width, randomise
 
 KINDS = sorted(ATTENTION_KINDS)
@@ -124,11 +125,33 @@ def test_the_sparse_pattern_is_its_definition(
 
 
 def test_far_blocks_are_all_seen_by_some() -> None:
-    seen = seen_blocks((8, 8, 8), (2, 2, 2), (1, 0, 0), 0.1)
+    seen = seen_blocks((8, 8, 8), (2, 2, 2), (1, 0, 0), 0.1).tolist()
     assert {len(others) for others in seen} == {num_seen((8, 8, 8), (2, 2, 2), 0.1)} == {6}
     assert set().union(*seen) == set(range(64))
     two_steps = [set().union(*(seen[other] for other in others)) for others in seen]
     assert min(map(len, two_steps)) >= 3 * 6
+
+
+def test_thousands_of_blocks_take_no_time_and_are_found_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = time.process_time()
+    assert seen_blocks((16, 64, 64), (2, 2, 2), (1, 0, 0), 0.125).shape == (8192, 1024)
+    assert time.process_time() - start < 2, "block by block in Python it is 5 s"
+    calls = []
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return seen_blocks(*arguments)
+
+    monkeypatch.setattr("distgan.attention.sparse.seen_blocks", counted)
+    grid: Grid = (4, 6, 10)  # of no other test
+    for _ in range(3):
+        mix = built("sparse", density=0.5)
+        mix.num_pairs(grid)
+        mix.mask(grid, torch.arange(3))
+        mix.tiles(grid, torch.device("cpu"))
+    assert len(calls) == 2, "for the pairs, and for the tiles"
 
 
 def outputs_and_gradients(function: Any, inputs: list[Tensor]) -> list[Tensor]:
