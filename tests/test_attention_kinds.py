@@ -318,7 +318,7 @@ def test_the_fast_path_refuses_a_second_derivative_that_it_has_not(kind: str) ->
 
 @pytest.mark.parametrize("scores", ["dot", "l2"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, 1e18])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, 1e18, 1e19, 1e25, 3e37])
 def test_extreme_tokens_in_bf16_give_no_nan(kind: str, scores: Any, size: float) -> None:
     config = AttentionConfig(kind=kind, heads=2, head_dim=4, scores=scores)
     layer = AttentionLayer(8, config)
@@ -326,7 +326,8 @@ def test_extreme_tokens_in_bf16_give_no_nan(kind: str, scores: Any, size: float)
     x_BTHWC = (size * draws(1, 4, 4, 4, 8)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(x_BTHWC)
-        assert layer.mix((size * draws(1, 64, 8)).bfloat16(), (4, 4, 4)).isfinite().all()
+        if size <= 1e18:  # by itself, without the layer's normalisation
+            assert layer.mix((size * draws(1, 64, 8)).bfloat16(), (4, 4, 4)).isfinite().all()
     output.float().mean().backward()
     assert output.isfinite().all()
     assert x_BTHWC.grad is not None and x_BTHWC.grad.isfinite().all()
