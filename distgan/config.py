@@ -57,8 +57,8 @@ class AttentionConfig(Section):
     positions: Literal["rotary", "none"] = "rotary"
     """How queries and keys know their place in time and space; none: order does not count."""
     scores: Literal["dot", "l2"] = "dot"
-    """dot: q k / sqrt(head_dim); l2: -|q - k|^2 / sqrt(head_dim), without dense's large products of
-    aligned vectors."""
+    """dot: q k / sqrt(head_dim), of queries and keys that are normalised; l2: -|q - k|^2 /
+    sqrt(head_dim), of such that are not, so that how long they are counts too."""
     window: tuple[int, int, int] = (3, 3, 3)
     """Keys that a token sees in time, height and width (window); 0 means all of the axis."""
     block: tuple[int, int, int] = (2, 2, 2)
