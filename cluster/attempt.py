@@ -1,23 +1,26 @@
 """One attempt of a run: a Ray Train run of a fixed number of workers, watched to its end.
 
 It runs in a thread of the process that started the command, whose main thread watches: it passes on
-signals, shows progress, and ends workers that hang.
+signals, shows progress, and ends what stands still. Nothing is waited for without bound: whichever
+process of the attempt is stopped or killed, the attempt ends.
 """
 
+import contextlib
 import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import ray
 from ray import train as ray_train
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
 
 from cluster import hangs
-from cluster.board import Snapshot, make_board
+from cluster.board import ANSWER_S, Snapshot, make_board
 from cluster.devices import resources, uses_gpus
 from cluster.quiet_data import QuietDataConfig
 from cluster.ray_storage import ray_storage
@@ -32,6 +35,9 @@ RESIZE = int(signal.SIGUSR2)
 
 _POLL_S = 0.2
 _LISTEN_S = 0.05
+_START_S = 120.0
+"""For the board's process to start."""
+_BOARD = "the process that stands between the command and its workers"
 
 
 class FaultError(DistganError):
@@ -45,6 +51,10 @@ class Attempt:
         self.config, self.size, self.listener = config, size, listener
         self.board = make_board()
         self.told = self.moving = False
+        self.asked: int | None = None
+        """The signal that asks the workers to stop, once they were told."""
+        self.looked = time.monotonic()
+        """When last for room to grow."""
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
         path, filesystem = ray_storage(config.run.dir)
@@ -82,33 +92,67 @@ class Attempt:
     def watch(
         self, signals: StopRequests, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
     ) -> BaseException | None:
-        """Returns when the attempt has ended; passes signals on, and ends one that hangs."""
+        """Returns when the attempt has ended; passes signals on, and ends one that can't go on.
+
+        Returns:
+            What went wrong; None if nothing did, or if the run had come to its outcome before.
+        """
         bar.set_postfix_str("starting workers")
         self.thread.start()
-        asked: int | None = None
-        looked = time.monotonic()
-        hang: FaultError | None = None
-        while self.thread.is_alive():
-            self.thread.join(_POLL_S if self.listener is None else _LISTEN_S)
-            self.last = ray.get(self.board.read.remote())
-            self._show(bar)
-            heard = self._listen()
-            if signals.received is not None and asked != signals.received:
-                asked = signals.received
-                ray.get(self.board.request_stop.remote(asked))
-            if asked is None and time.monotonic() - looked > self.config.cluster.resize_seconds:
-                looked = time.monotonic()
-                if could_grow():
-                    asked = RESIZE
-                    ray.get(self.board.request_stop.remote(asked))
-            if heard:  # only now: the stop that it may have asked for is known
-                ray.get(self.board.go_on.remote())
-            if hang is None and hangs.hanging(self.last, self.config.cluster.hang_seconds):
-                hang = self._end_hanging()
-        self.last = ray.get(self.board.read.remote())
-        self._show(bar)
+        fault: FaultError | None = None
+        try:
+            while self.thread.is_alive():
+                self.thread.join(_POLL_S if self.listener is None else _LISTEN_S)
+                self._look(bar)
+                self._pass_on(signals, could_grow)
+                self._check_progress()
+        except FaultError as error:
+            fault = error
+            self._kill_all()
+        self.thread.join()
+        with contextlib.suppress(FaultError):  # then what it said before stands
+            self._look(bar)
         ray.kill(self.board)
-        return hang or self.error
+        return None if self.last.outcome is not None else fault or self.error
+
+    def _look(self, bar: "tqdm[NoReturn]") -> None:
+        self.last = self._ask("read")
+        self._show(bar)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """What a method of the board returns.
+
+        Raises:
+            FaultError: the board is gone or gives no answer; without it no worker can go on.
+        """
+        limit_s = min(self.config.cluster.hang_seconds, ANSWER_S)
+        if not self.last.pid:
+            limit_s = _START_S
+        try:
+            return ray.get(getattr(self.board, name).remote(*arguments), timeout=limit_s)
+        except GetTimeoutError as error:
+            raise FaultError(f"{_BOARD} gave no answer for {limit_s:g} s") from error
+        except RayError as error:
+            raise FaultError(f"{_BOARD} has ended ({type(error).__name__})") from error
+
+    def _pass_on(self, signals: StopRequests, could_grow: Callable[[], bool]) -> None:
+        """To the listener what rank 0 waits with, and to the workers what asks them to stop."""
+        heard = self._listen()
+        wanted = signals.received
+        if wanted is None and self.asked is None and self._may_grow(could_grow):
+            wanted = RESIZE
+        if wanted is not None and wanted != self.asked:
+            self.asked = wanted
+            self._ask("request_stop", wanted)
+        if heard:  # only now: the stop that it may have asked for is known
+            self._ask("go_on")
+
+    def _may_grow(self, could_grow: Callable[[], bool]) -> bool:
+        """Looks from time to time."""
+        if time.monotonic() - self.looked < self.config.cluster.resize_seconds:
+            return False
+        self.looked = time.monotonic()
+        return could_grow()
 
     def _listen(self) -> bool:
         """Tells the listener what rank 0 waits with, if it does."""
@@ -134,8 +178,19 @@ class Attempt:
             bar.unpause()  # the start of the workers does not count for the speed
         bar.update(first.step - bar.n)
 
-    def _end_hanging(self) -> FaultError:
-        names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))
-        tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
-        hangs.kill_all(self.last)
-        return FaultError(f"{names} made no step for {self.config.cluster.hang_seconds:g} s")
+    def _check_progress(self) -> None:
+        """Raises `FaultError` if ranks hang, after their states and stacks are told."""
+        limit_s = self.config.cluster.hang_seconds
+        if hangs.hanging(self.last, limit_s):
+            names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))
+            tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
+            raise FaultError(f"{names} made no step for {limit_s:g} s")
+
+    def _kill_all(self) -> None:
+        """The workers, so that Ray sees the attempt as failed, and the board: a worker that has not
+        told of itself yet ends when it can't."""
+        processes = [(facts.node_id, facts.pid) for facts in self.last.ranks.values()]
+        if self.last.pid:  # `ray.kill` alone asks a stopped process to end, in vain
+            processes.append((ray.get_runtime_context().get_node_id(), self.last.pid))
+        hangs.kill(processes)
+        ray.kill(self.board)

@@ -4,12 +4,16 @@ An actor beside the starting process: it ends with that process, and a worker th
 it knows that it is an orphan. Only plain numbers and texts pass through.
 """
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_S = 60.0
+"""A board that gives no answer for longer is lost."""
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Snapshot:
     outcome: dict[str, Any] | None
     evaluation: Evaluation | None = None
     """One that rank 0 waits with."""
+    pid: int = 0
+    """The board's own; 0 before it has answered."""
 
 
 class Board:
@@ -105,7 +111,9 @@ class Board:
 
     def read(self) -> Snapshot:
         now = time.monotonic()
-        return Snapshot(now, self.ranks, self.failures, self.outcome, self.evaluation)
+        return Snapshot(
+            now, self.ranks, self.failures, self.outcome, self.evaluation, pid=os.getpid()
+        )
 
 
 def make_board() -> Any:

@@ -1,8 +1,10 @@
 """Looks at workers that make no progress: who they are, what state they are in, where they wait."""
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,18 @@ def describe(snapshot: Snapshot) -> str:
     return "\n".join(parts)
 
 
-def kill_all(snapshot: Snapshot) -> None:
-    """Ends every worker, so that Ray sees the attempt as failed."""
-    done = [_on_node(facts, _kill).remote(facts.pid) for facts in snapshot.ranks.values()]
+def kill(processes: Sequence[tuple[str, int]]) -> None:
+    """Ends processes, given as (node id, pid), within a bounded time; also stopped ones."""
+    done = [_on_node(node, _kill).remote(pid) for node, pid in processes]
     ray.wait(done, num_returns=len(done), timeout=_LOOK_TIMEOUT_S)
 
 
 def _look_from_its_node(facts: RankFacts) -> Any:
-    return _on_node(facts, _look).remote(facts.pid, facts.stacks)
+    return _on_node(facts.node_id, _look).remote(facts.pid, facts.stacks)
 
 
-def _on_node(facts: RankFacts, work: Any) -> Any:
-    there = on_node(facts.node_id)
+def _on_node(node: str, work: Any) -> Any:
+    there = on_node(node)
     return ray.remote(num_cpus=0, max_retries=0)(work).options(scheduling_strategy=there)
 
 
@@ -100,5 +102,6 @@ def _look(pid: int, stacks: str) -> str:
 
 
 def _kill(pid: int) -> None:
-    """Runs on the worker's machine."""
-    os.kill(pid, signal.SIGKILL)
+    """Runs on the process's machine."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

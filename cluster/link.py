@@ -12,7 +12,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError
 
-from cluster.board import Evaluation, RankFacts
+from cluster.board import ANSWER_S, Evaluation, RankFacts
 from distgan.temporary import TemporaryFolder
 from distgan.trainer import Trainer
 
@@ -75,6 +75,7 @@ class Link:
             trainer = self.trainer
             step, logged = (trainer.step, trainer.latest) if trainer else (-1, {})
             try:
-                self.received = ray.get(self.board.beat.remote(self.rank, step, logged), timeout=60)
+                beat = self.board.beat.remote(self.rank, step, logged)
+                self.received = ray.get(beat, timeout=ANSWER_S)
             except RayError:
                 os._exit(ORPHANED)

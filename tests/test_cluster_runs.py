@@ -132,6 +132,19 @@ def test_a_killed_and_a_hanging_worker_leave_no_trace(
     assert_same_run(calm, run)
 
 
+def test_a_killed_board_leaves_no_trace(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """It stands between the command and the workers, which can't be reached without it."""
+    fault = {"rank": 0, "step": 6, "place": "generator", "kind": "board killed"}
+    run = tmp_path / "run"
+    done = train_with_faults(head, tiny_data, run, [fault], *SHOWN)
+    told = done.stdout + done.stderr
+    assert "stands between the command and its workers has ended" in told
+    assert "the workers failed (1 of 3 times in a row)" in told and "going on from step 4" in told
+    assert_same_run(calm, run)
+
+
 def test_faults_without_progress_come_to_an_end(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:
