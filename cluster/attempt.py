@@ -6,6 +6,7 @@ process of the attempt is stopped or killed, the attempt ends.
 """
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import ray
 from ray import train as ray_train
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
 
@@ -37,6 +39,8 @@ _POLL_S = 0.2
 _LISTEN_S = 0.05
 _START_S = 120.0
 """For the board's process to start."""
+_END_S = 30.0
+"""For Ray to end an attempt whose workers have ended."""
 _BOARD = "the process that stands between the command and its workers"
 
 
@@ -78,6 +82,7 @@ class Attempt:
                 storage_filesystem=filesystem,
                 logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+                callbacks=[_TellsItsPid(self.board)],  # type: ignore[list-item]  # taken, too
             ),
             dataset_config=QuietDataConfig(),
         )
@@ -101,19 +106,32 @@ class Attempt:
         self.thread.start()
         fault: FaultError | None = None
         try:
-            while self.thread.is_alive():
+            while self.thread.is_alive() and not hangs.over(self.last, self.size):
                 self.thread.join(_POLL_S if self.listener is None else _LISTEN_S)
                 self._look(bar)
                 self._pass_on(signals, could_grow)
                 self._check_progress()
         except FaultError as error:
             fault = error
-            self._kill_all()
-        self.thread.join()
+            self._kill_workers()
+        forced = self._end_controller()
         with contextlib.suppress(FaultError):  # then what it said before stands
             self._look(bar)
         ray.kill(self.board)
-        return None if self.last.outcome is not None else fault or self.error
+        return None if self.last.outcome is not None else fault or forced or self.error
+
+    def _end_controller(self) -> FaultError | None:
+        """Ray's process that looks after the workers: it ends when they do, or is ended."""
+        limit_s = min(self.config.cluster.hang_seconds, _END_S)
+        self.thread.join(limit_s)
+        if not self.thread.is_alive():
+            return None
+        tqdm.write(f"Ray's TrainController did not end {limit_s:g} s after the workers; killing it")
+        self._kill_workers()
+        if self.last.controller_pid:
+            hangs.kill([(_own_node(), self.last.controller_pid)])
+            self.thread.join(limit_s)
+        return FaultError("Ray's TrainController stood still")
 
     def _look(self, bar: "tqdm[NoReturn]") -> None:
         self.last = self._ask("read")
@@ -186,11 +204,26 @@ class Attempt:
             tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
             raise FaultError(f"{names} made no step for {limit_s:g} s")
 
-    def _kill_all(self) -> None:
-        """The workers, so that Ray sees the attempt as failed, and the board: a worker that has not
-        told of itself yet ends when it can't."""
+    def _kill_workers(self) -> None:
+        """So that Ray sees the attempt as failed. Without the board, a worker that has not told of
+        itself yet ends when it tries to."""
         processes = [(facts.node_id, facts.pid) for facts in self.last.ranks.values()]
         if self.last.pid:  # `ray.kill` alone asks a stopped process to end, in vain
-            processes.append((ray.get_runtime_context().get_node_id(), self.last.pid))
+            processes.append((_own_node(), self.last.pid))
         hangs.kill(processes)
         ray.kill(self.board)
+
+
+class _TellsItsPid(ControllerCallback):
+    """In Ray's controller, which has no name by which it could be found."""
+
+    def __init__(self, board: Any) -> None:
+        self.board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self.board.note_controller.remote(os.getpid())
+
+
+def _own_node() -> str:
+    """Where the board and the controller run, too."""
+    return str(ray.get_runtime_context().get_node_id())

@@ -31,6 +31,8 @@ class RankFacts:
     heard: float = field(default_factory=time.monotonic)
     logged: dict[str, float] = field(default_factory=dict)
     """The numbers that it logged last."""
+    ended: bool = False
+    """Whether it has left its training, in whatever way."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Snapshot:
     """One that rank 0 waits with."""
     pid: int = 0
     """The board's own; 0 before it has answered."""
+    controller_pid: int | None = None
+    """Ray Train's controller, on the board's machine."""
 
 
 class Board:
@@ -76,6 +80,10 @@ class Board:
         self.failures: list[Failure] = []
         self.outcome: dict[str, Any] | None = None
         self.evaluation: Evaluation | None = None
+        self.controller_pid: int | None = None
+
+    def note_controller(self, pid: int) -> None:
+        self.controller_pid = pid
 
     def join(self, rank: int, facts: RankFacts) -> None:
         facts.advanced = facts.heard = time.monotonic()
@@ -88,6 +96,9 @@ class Board:
         if step != facts.step:
             facts.step, facts.advanced = step, facts.heard
         return self.stop_signal
+
+    def leave(self, rank: int) -> None:
+        self.ranks[rank].ended = True
 
     def fail(self, failure: Failure) -> None:
         self.failures.append(failure)
@@ -112,7 +123,13 @@ class Board:
     def read(self) -> Snapshot:
         now = time.monotonic()
         return Snapshot(
-            now, self.ranks, self.failures, self.outcome, self.evaluation, pid=os.getpid()
+            now=now,
+            ranks=self.ranks,
+            failures=self.failures,
+            outcome=self.outcome,
+            evaluation=self.evaluation,
+            pid=os.getpid(),
+            controller_pid=self.controller_pid,
         )
 
 

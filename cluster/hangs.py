@@ -20,19 +20,28 @@ _STATES = {
 }  # fmt: skip
 
 
+def over(snapshot: Snapshot, size: int) -> bool:
+    """Whether nothing more is to come from the workers."""
+    ended = sum(facts.ended for facts in snapshot.ranks.values())
+    return snapshot.outcome is not None or ended == size
+
+
 def hanging(snapshot: Snapshot, limit_s: float) -> list[int]:
-    """Ranks without progress for longer than the limit."""
-    return sorted(
-        rank for rank, facts in snapshot.ranks.items() if snapshot.now - facts.advanced > limit_s
-    )
+    """Ranks that should make progress and have made none for longer than the limit."""
+    return sorted(r for r, f in _at_work(snapshot).items() if snapshot.now - f.advanced > limit_s)
 
 
 def suspects(snapshot: Snapshot) -> list[int]:
     """Of ranks that wait for each other, those that the others wait for: silent ones, else the
     furthest behind."""
-    silent = [rank for rank, f in snapshot.ranks.items() if snapshot.now - f.heard > 5]
-    least = min(facts.step for facts in snapshot.ranks.values())
-    return sorted(silent or [r for r, f in snapshot.ranks.items() if f.step == least])
+    ranks = _at_work(snapshot)
+    silent = [rank for rank, f in ranks.items() if snapshot.now - f.heard > 5]
+    least = min(facts.step for facts in ranks.values())
+    return sorted(silent or [rank for rank, facts in ranks.items() if facts.step == least])
+
+
+def _at_work(snapshot: Snapshot) -> dict[int, RankFacts]:
+    return {rank: facts for rank, facts in snapshot.ranks.items() if not facts.ended}
 
 
 def describe(snapshot: Snapshot) -> str:

@@ -46,13 +46,14 @@ class Link:
             host=socket.gethostname(),
             stacks=str(stacks),
         )
-        ray.get(self.board.join.remote(self.rank, facts))
+        self._tell(self.board.join.remote(self.rank, facts))
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._tell(self.board.leave.remote(self.rank))
         faulthandler.unregister(signal.SIGUSR1)
         self._file.close()
         self._folder.remove()
@@ -74,8 +75,11 @@ class Link:
             ended = self._ended.wait(_INTERVAL_S)
             trainer = self.trainer
             step, logged = (trainer.step, trainer.latest) if trainer else (-1, {})
-            try:
-                beat = self.board.beat.remote(self.rank, step, logged)
-                self.received = ray.get(beat, timeout=ANSWER_S)
-            except RayError:
-                os._exit(ORPHANED)
+            self.received = self._tell(self.board.beat.remote(self.rank, step, logged))
+
+    def _tell(self, told: Any) -> Any:
+        """The board's answer; without one, this worker has nobody to work for."""
+        try:
+            return ray.get(told, timeout=ANSWER_S)
+        except RayError:
+            os._exit(ORPHANED)

@@ -45,6 +45,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "board killed": lambda: _signal("ray::Board", signal.SIGKILL),
     "board stopped": lambda: _signal("ray::Board", signal.SIGSTOP),
     "controller killed": lambda: _signal("ray::TrainController", signal.SIGKILL),
+    "controller stopped": lambda: _signal("ray::TrainController", signal.SIGSTOP),
     "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
 }
 PLACES = {

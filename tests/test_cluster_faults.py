@@ -63,5 +63,6 @@ def test_a_run_ends_as_if_undisturbed(
     more = ("cluster.hang_seconds=15", *stages(fault["stage"]))
     done = train_with_faults(head, tiny_data, run, [fault], *more)
     assert (tmp_path / "run-marker-0").exists(), "the fault did not come"
-    assert "the workers failed" in done.stdout + done.stderr
+    harmless = fault["kind"] == "controller stopped"  # the workers train on
+    assert ("the workers failed" in done.stdout + done.stderr) != harmless
     assert_same_run(calm(fault["stage"]), run)
