@@ -81,6 +81,8 @@ def _result(reference: Any) -> str:
         return "its machine does not answer"
     try:
         return str(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        return f"it can't be looked at ({error.cause})"
     except ray.exceptions.RayError as error:
         return f"its machine does not answer ({type(error).__name__})"
 
@@ -95,11 +97,16 @@ def _look(pid: int, stacks: str) -> str:
     state = f"process state {letter} ({_STATES.get(letter, 'unknown')})"
     if letter not in "RS":
         return state
-    file = Path(stacks)
-    before = file.stat().st_size
+    try:
+        return state + _ask_for_stacks(pid, Path(stacks))
+    except (FileNotFoundError, ProcessLookupError):
+        return f"{state}, has left its training meanwhile"
+
+
+def _ask_for_stacks(pid: int, file: Path) -> str:
+    before = size = file.stat().st_size
     os.kill(pid, signal.SIGUSR1)
     deadline = time.monotonic() + _STACK_WAIT_S
-    size = before
     while time.monotonic() < deadline:
         time.sleep(0.2)
         grown = file.stat().st_size
@@ -107,7 +114,7 @@ def _look(pid: int, stacks: str) -> str:
             break
         size = grown
     text = file.read_bytes()[before:].decode(errors="replace")
-    return f"{state}\n{text}" if text else f"{state}, gave no stacks"
+    return f"\n{text}" if text else ", gave no stacks"
 
 
 def _kill(pid: int) -> None:
