@@ -6,6 +6,7 @@ process of the attempt is stopped or killed, the attempt ends.
 """
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -57,8 +58,8 @@ class Attempt:
         self.told = self.moving = False
         self.asked: int | None = None
         """The signal that asks the workers to stop, once they were told."""
-        self.looked = time.monotonic()
-        """When last for room to grow."""
+        self.started = self.looked = time.monotonic()
+        """When; and when last it was looked for room to grow."""
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
         path, filesystem = ray_storage(config.run.dir)
@@ -70,7 +71,7 @@ class Attempt:
                 "versions": versions(),
                 "listening": listener is not None,
             },
-            torch_config=GuardedTorchConfig(),
+            torch_config=GuardedTorchConfig(board=self.board, timeout_s=_group_timeout_s(config)),
             scaling_config=ray_train.ScalingConfig(
                 num_workers=size,
                 use_gpu=uses_gpus(config),
@@ -103,6 +104,7 @@ class Attempt:
             What went wrong; None if nothing did, or if the run had come to its outcome before.
         """
         bar.set_postfix_str("starting workers")
+        self.started = time.monotonic()
         self.thread.start()
         fault: FaultError | None = None
         try:
@@ -197,17 +199,27 @@ class Attempt:
         bar.update(first.step - bar.n)
 
     def _check_progress(self) -> None:
-        """Raises `FaultError` if ranks hang, after their states and stacks are told."""
+        """Raises `FaultError` if ranks hang or never start, after their states and stacks are
+        told."""
         limit_s = self.config.cluster.hang_seconds
+        missing = hangs.missing(self.last, self.size)  # the others wait for them
         if hangs.hanging(self.last, limit_s):
-            names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))
-            tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
-            raise FaultError(f"{names} made no step for {limit_s:g} s")
+            suspects = missing or hangs.suspects(self.last)
+            self._tell_of("hanging", suspects, f"made no step for {limit_s:g} s")
+        limit_s += _placing_s()
+        if missing and time.monotonic() - self.started > limit_s:
+            self._tell_of("not started", missing, f"did not start within {limit_s:g} s")
+
+    def _tell_of(self, title: str, ranks: list[int], what: str) -> NoReturn:
+        names = ", ".join(f"rank {rank}" for rank in ranks)
+        tqdm.write(f"{title}: {names}\n{hangs.describe(self.last)}")
+        raise FaultError(f"{names} {what}")
 
     def _kill_workers(self) -> None:
         """So that Ray sees the attempt as failed. Without the board, a worker that has not told of
         itself yet ends when it tries to."""
-        processes = [(facts.node_id, facts.pid) for facts in self.last.ranks.values()]
+        known = self.last.starting | self.last.ranks
+        processes = [(facts.node_id, facts.pid) for facts in known.values()]
         if self.last.pid:  # `ray.kill` alone asks a stopped process to end, in vain
             processes.append((_own_node(), self.last.pid))
         hangs.kill(processes)
@@ -222,6 +234,16 @@ class _TellsItsPid(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self.board.note_controller.remote(os.getpid())
+
+
+def _placing_s() -> float:
+    """What Ray Train takes to find places for the workers, before it gives up."""
+    return float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
+
+
+def _group_timeout_s(config: Config) -> int:
+    """For collectives: later than this process, which knows who hangs, ends them."""
+    return math.ceil(config.cluster.hang_seconds + 2 * _placing_s())
 
 
 def _own_node() -> str:

@@ -5,6 +5,7 @@ it knows that it is an orphan. Only plain numbers and texts pass through.
 """
 
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +24,8 @@ class RankFacts:
     pid: int
     node_id: str
     host: str
-    stacks: str
-    """File on its host that collects its stacks when it gets SIGUSR1."""
+    stacks: str = ""
+    """File on its host that collects its stacks when it gets SIGUSR1; empty before it can."""
     step: int = -1
     advanced: float = field(default_factory=time.monotonic)
     """When `step` last changed, by the board's clock."""
@@ -69,6 +70,8 @@ class Snapshot:
     """The board's own; 0 before it has answered."""
     controller_pid: int | None = None
     """Ray Train's controller, on the board's machine."""
+    starting: dict[int, RankFacts] = field(default_factory=dict)
+    """Of ranks that have a process and do not train yet."""
 
 
 class Board:
@@ -81,13 +84,19 @@ class Board:
         self.outcome: dict[str, Any] | None = None
         self.evaluation: Evaluation | None = None
         self.controller_pid: int | None = None
+        self.starting: dict[int, RankFacts] = {}
 
     def note_controller(self, pid: int) -> None:
         self.controller_pid = pid
 
+    def announce(self, rank: int, facts: RankFacts) -> None:
+        facts.advanced = facts.heard = time.monotonic()
+        self.starting[rank] = facts
+
     def join(self, rank: int, facts: RankFacts) -> None:
         facts.advanced = facts.heard = time.monotonic()
         self.ranks[rank] = facts
+        self.starting.pop(rank, None)
 
     def beat(self, rank: int, step: int, logged: dict[str, float]) -> int | None:
         """Notes a sign of life; returns the signal that asks to stop."""
@@ -130,6 +139,7 @@ class Board:
             evaluation=self.evaluation,
             pid=os.getpid(),
             controller_pid=self.controller_pid,
+            starting=self.starting,
         )
 
 
@@ -137,6 +147,16 @@ def make_board() -> Any:
     """The actor's handle, on this process's node."""
     here = on_node(ray.get_runtime_context().get_node_id())
     return ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
+
+
+def own_facts(stacks: str = "") -> RankFacts:
+    """Of the worker in which this is called."""
+    return RankFacts(
+        pid=os.getpid(),
+        node_id=ray.get_runtime_context().get_node_id(),
+        host=socket.gethostname(),
+        stacks=stacks,
+    )
 
 
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:

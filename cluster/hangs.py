@@ -40,6 +40,11 @@ def suspects(snapshot: Snapshot) -> list[int]:
     return sorted(silent or [rank for rank, facts in ranks.items() if facts.step == least])
 
 
+def missing(snapshot: Snapshot, size: int) -> list[int]:
+    """Ranks that do not train yet."""
+    return sorted(set(range(size)) - snapshot.ranks.keys())
+
+
 def _at_work(snapshot: Snapshot) -> dict[int, RankFacts]:
     return {rank: facts for rank, facts in snapshot.ranks.items() if not facts.ended}
 
@@ -47,13 +52,15 @@ def _at_work(snapshot: Snapshot) -> dict[int, RankFacts]:
 def describe(snapshot: Snapshot) -> str:
     """State and stacks of every rank, within a bounded time; ranks whose machine does not answer
     are said to."""
-    looks = {rank: _look_from_its_node(facts) for rank, facts in snapshot.ranks.items()}
+    ranks = snapshot.starting | snapshot.ranks
+    looks = {rank: _look_from_its_node(facts) for rank, facts in ranks.items()}
     ray.wait(list(looks.values()), num_returns=len(looks), timeout=_LOOK_TIMEOUT_S)
     parts = []
-    for rank, facts in sorted(snapshot.ranks.items()):
+    for rank, facts in sorted(ranks.items()):
         silent_s = snapshot.now - facts.heard
+        step = f"step {facts.step}" if rank in snapshot.ranks else "starting"
         head = (
-            f"rank {rank} (pid {facts.pid} on {facts.host}), step {facts.step}, no progress for "
+            f"rank {rank} (pid {facts.pid} on {facts.host}), {step}, no progress for "
             f"{snapshot.now - facts.advanced:.0f} s, last sign of life {silent_s:.0f} s ago"
         )
         parts.append(f"{head}: {_result(looks[rank])}")
@@ -95,7 +102,7 @@ def _look(pid: int, stacks: str) -> str:
         return "the process is gone"
     letter = status.rpartition(")")[2].split()[0]
     state = f"process state {letter} ({_STATES.get(letter, 'unknown')})"
-    if letter not in "RS":
+    if letter not in "RS" or not stacks:
         return state
     try:
         return state + _ask_for_stacks(pid, Path(stacks))

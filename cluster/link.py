@@ -3,7 +3,6 @@
 import faulthandler
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError
 
-from cluster.board import ANSWER_S, Evaluation, RankFacts
+from cluster.board import ANSWER_S, Evaluation, own_facts
 from distgan.temporary import TemporaryFolder
 from distgan.trainer import Trainer
 
@@ -40,13 +39,7 @@ class Link:
         stacks = self._folder.path / "stacks"
         self._file = stacks.open("w")
         faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
-        facts = RankFacts(
-            pid=os.getpid(),
-            node_id=ray.get_runtime_context().get_node_id(),
-            host=socket.gethostname(),
-            stacks=str(stacks),
-        )
-        self._tell(self.board.join.remote(self.rank, facts))
+        self._tell(self.board.join.remote(self.rank, own_facts(str(stacks))))
         self._thread.start()
         return self
 

@@ -48,7 +48,8 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "controller stopped": lambda: _signal("ray::TrainController", signal.SIGSTOP),
     "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
 }
-PLACES = {
+PLACES: dict[str, tuple[Any, str]] = {
+    "start": (worker, "Link"),  # before the board is told of the worker; its step is -1
     "data": (Trainer, "next_batch"),
     "discriminator": (AdversarialStep, "discriminator_loss"),
     "generator": (AdversarialStep, "generator_loss"),

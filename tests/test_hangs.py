@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from cluster import hangs
 from cluster.board import RankFacts, Snapshot
+from cluster.process_group import stop_process_group
+from cluster.ranks import run_on_ranks
+from cluster.rendezvous import bound_groups
 
 NOW, LIMIT_S = 100.0, 10.0
 
@@ -44,6 +49,27 @@ def test_an_attempt_is_over_with_its_outcome_or_its_last_rank() -> None:
     assert not hangs.over(snapshot(facts(ended=True), facts()), 2)
     assert hangs.over(snapshot(facts(ended=True), facts(ended=True)), 2)
     assert hangs.over(snapshot(facts(), facts(), outcome={"step": 3}), 2)
+
+
+def test_ranks_that_have_not_begun_are_known() -> None:
+    assert hangs.missing(snapshot(facts(ended=True)), 3) == [1, 2]
+
+
+def test_no_process_group_gives_up_before_the_watch_does() -> None:
+    """DeepSpeed makes groups without a word on their timeout."""
+    (timeouts_s,) = run_on_ranks(timeouts_of_groups, (2000,), world_size=1)
+    assert timeouts_s == [2000.0, 2000.0]
+
+
+def timeouts_of_groups(timeout_s: int) -> list[float]:
+    stop_process_group()
+    bound_groups(timeout_s)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    groups = [torch.distributed.group.WORLD, torch.distributed.new_group([0])]
+    device = torch.device("cpu")
+    return [g._get_backend(device).options._timeout.total_seconds() for g in groups]
 
 
 def test_a_look_tells_stacks_and_survives_a_worker_that_has_left(tmp_path: Path) -> None:
