@@ -1,7 +1,7 @@
 """What a cluster has for workers, as it is now."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import ray
 
@@ -32,13 +32,14 @@ def resources(config: Config) -> Mapping[str, float]:
     return needs | {"GPU": 1} if uses_gpus(config) else needs
 
 
-def wait_until_settled() -> None:
-    """After a fault: returns when every machine that Ray counts does answer, or after a while.
+def wait_until_settled(stopped: Callable[[], bool]) -> None:
+    """After a fault: returns when every machine that Ray counts does answer, or after a while, or
+    soon after `stopped` says so.
 
     Workers placed on a machine that is lost, and not yet known to be, would never start.
     """
     deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stopped():
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         answer = ray.remote(num_cpus=0, max_retries=0)(_answer)
         asked = [answer.options(scheduling_strategy=on_node(node)).remote() for node in nodes]

@@ -154,7 +154,7 @@ class _Run:
         """
         if not self.failures:
             return size_for(self.config, devices(self.config))
-        wait_until_settled()
+        wait_until_settled(lambda: self.signals.received is not None)
         patience_s = self.config.cluster.hang_seconds
         deadline = time.monotonic() + patience_s
         told = False

@@ -1,10 +1,11 @@
 """How many workers a run takes: batch and lanes divide evenly, and lost machines are waited for."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster import job
+from cluster import devices, job
 from cluster.scaling import allowed_sizes, check_sizes, size_for
 from distgan.config import Config
 from distgan.config_loading import with_values
@@ -50,7 +51,7 @@ def run_with_devices(
 ) -> job._Run:
     """A run on a cluster that has so many devices when it is looked at, one look after the other;
     the last number stays."""
-    monkeypatch.setattr(job, "wait_until_settled", lambda: None)
+    monkeypatch.setattr(job, "wait_until_settled", lambda stopped: None)
     monkeypatch.setattr(job, "_WAIT_S", 0.01)
     monkeypatch.setattr(
         job, "devices", lambda config: numbers.pop(0) if len(numbers) > 1 else numbers[0]
@@ -79,3 +80,19 @@ def test_a_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_few_devices_are_no_reason_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run_with_devices([0], monkeypatch, failures=0)._could_grow_from(4)()
+
+
+def test_a_signal_ends_the_wait_for_silent_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts one that gives no answer for up to half a minute more."""
+    task = SimpleNamespace(options=lambda **_: task, remote=lambda: "silent")
+    silent = SimpleNamespace(
+        nodes=lambda: [{"NodeID": "ab" * 28, "Alive": True}],
+        remote=lambda **_: lambda function: task,
+        wait=lambda asked, **_: ([], asked),
+    )
+    monkeypatch.setattr(devices, "ray", silent)
+    monkeypatch.setattr(devices, "_SETTLE_S", 5)
+    monkeypatch.setattr(devices.time, "sleep", lambda seconds: None)
+    asked = iter([False, False, True])
+    devices.wait_until_settled(lambda: next(asked))
+    assert list(asked) == []
