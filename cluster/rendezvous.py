@@ -32,11 +32,11 @@ class _GuardedBackend(_TorchBackend):
         super().on_start(worker_group, backend_config)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GuardedTorchConfig(TorchConfig):
     """What `TorchTrainer` takes as its `torch_config`."""
 
-    board: Any = None
+    board: Any
     """Learns where each worker is, before they start to wait for each other."""
 
     @property
