@@ -5,7 +5,6 @@ signals, shows progress, and ends what stands still. Nothing is waited for witho
 process of the attempt is stopped or killed, the attempt ends.
 """
 
-import contextlib
 import math
 import os
 import signal
@@ -117,9 +116,11 @@ class Attempt:
             fault = error
             self._kill_workers()
         forced = self._end_controller()
-        with contextlib.suppress(FaultError):  # then what it said before stands
+        try:
             self._look(bar)
-        ray.kill(self.board)
+            ray.kill(self.board)
+        except FaultError:  # what the board said before stands
+            self._kill_workers()
         return None if self.last.outcome is not None else fault or forced or self.error
 
     def _end_controller(self) -> FaultError | None:
