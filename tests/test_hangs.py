@@ -5,15 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from cluster import hangs
+from cluster.attempt import Attempt, FaultError
 from cluster.board import RankFacts, Snapshot
 from cluster.process_group import stop_process_group
 from cluster.ranks import run_on_ranks
 from cluster.rendezvous import bound_groups
+from distgan.config import Config
+from distgan.config_loading import with_values
 
 NOW, LIMIT_S = 100.0, 10.0
 
@@ -53,6 +58,21 @@ def test_an_attempt_is_over_with_its_outcome_or_its_last_rank() -> None:
 
 def test_ranks_that_have_not_begun_are_known() -> None:
     assert hangs.missing(snapshot(facts(ended=True)), 3) == [1, 2]
+
+
+def test_an_attempt_ends_whose_ranks_do_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    monkeypatch.setattr(hangs, "describe", lambda snapshot: "")
+    watched = object.__new__(Attempt)  # without its process of Ray's
+    watched.config, watched.size = with_values(Config(), {"cluster.hang_seconds": LIMIT_S}), 2
+    watched.last = snapshot(facts())
+    watched.started = time.monotonic() - 14
+    watched._check_progress()
+    watched.started -= 2
+    with pytest.raises(FaultError, match=r"^rank 1 did not start within 15 s"):
+        watched._check_progress()
+    watched.last = snapshot(facts(), facts())
+    watched._check_progress()
 
 
 def test_no_process_group_gives_up_before_the_watch_does() -> None:
