@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from cluster.devices import devices, resources
+from cluster.devices import places, resources
 from cluster.scaling import bounds
 from distgan.config import Config
 
@@ -46,11 +46,11 @@ def _wait(config: Config, stopped: Callable[[], bool]) -> None:
     wanted = config.cluster.num_workers
     deadline = time.monotonic() + config.cluster.hang_seconds
     told = False
-    while devices(config) < wanted and not stopped() and time.monotonic() < deadline:
+    while places(config).free < wanted and not stopped() and time.monotonic() < deadline:
         if not told:
             tqdm.write(
-                f"asked the cluster for {wanted} workers; {devices(config)} fit now; waiting for "
-                f"machines, at most cluster.hang_seconds={config.cluster.hang_seconds:g}"
+                f"asked the cluster for {wanted} workers; {places(config).free} fit now; waiting "
+                f"for machines, at most cluster.hang_seconds={config.cluster.hang_seconds:g}"
             )
             told = True
         time.sleep(_POLL_S)

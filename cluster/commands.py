@@ -87,7 +87,7 @@ def add_compare(commands: "Commands[argparse.ArgumentParser]") -> None:
     compare.add_argument("--evaluations", type=int, metavar="N", help="measurements of each run; "
                          "must divide its steps (default: 10)")  # fmt: skip
     compare.add_argument("--tolerance", type=float, metavar="SHARE", help="largest relative "
-                         "difference of numbers of parameters (default: 0.05)")  # fmt: skip
+                         "difference of a network's parameters (default: 0.05)")  # fmt: skip
     compare.add_argument("--demo-data", action="store_true", help="data.shards holds the demo's "
                          "clips: also tell the share of valid ones")  # fmt: skip
     compare.add_argument("--parallel", type=int, metavar="N", help="runs at a time, on Ray, each "

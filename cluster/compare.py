@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from cluster.devices import devices, resources
+from cluster.devices import places, resources
 from cluster.prepare import check_folders
 from cluster.ray_cluster import connected, node_addresses, own_address
 from distgan.compare.jobs import Job
@@ -75,7 +75,7 @@ class OnRay:
         return connected(num_cpus=num_cores(), object_store_bytes=_OBJECT_STORE_BYTES)
 
     def _check_size(self) -> None:
-        have = devices(self.config)
+        have = places(self.config).total
         if self.parallel > have:
             raise UserError(
                 f"--parallel {self.parallel}: the Ray cluster has room for {have} runs at a time "

@@ -1,11 +1,14 @@
 """What a cluster has for workers, as it is now."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import ray
+from ray._private.state import available_resources_per_node  # a developer API; none is more public
 
 from cluster.board import on_node
+from cluster.scaling import Places
 from distgan.config import Config
 
 _ANSWER_S = 5.0
@@ -13,12 +16,21 @@ _SETTLE_S = 90.0
 """Ray notices within about half a minute that a machine no longer answers."""
 
 
-def devices(config: Config) -> int:
-    """How many workers fit."""
-    have = ray.cluster_resources()
-    if uses_gpus(config):
-        return int(have["GPU"])
-    return int(have.get("CPU", 0) / config.cluster.cpus_per_worker)
+def places(config: Config) -> Places:
+    """How many workers fit, each whole on one machine."""
+    needs = resources(config)
+    machines = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    available = available_resources_per_node()
+    free = [available[node] for node in machines if node in available]
+    return Places(total=fitting(machines.values(), needs), free=fitting(free, needs))
+
+
+def fitting(machines: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """How many times what is needed is there, never shared between machines."""
+    return sum(
+        min(math.floor(machine.get(name, 0) / count + 1e-9) for name, count in needs.items())
+        for machine in machines
+    )
 
 
 def uses_gpus(config: Config) -> bool:

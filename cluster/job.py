@@ -16,21 +16,24 @@ from tqdm import tqdm
 from cluster.attempt import RESIZE, Attempt, FaultError
 from cluster.autoscaling import room
 from cluster.board import Failure
-from cluster.devices import devices, wait_until_settled
+from cluster.devices import places, wait_until_settled
 from cluster.parity import require_parity
 from cluster.ray_cluster import connected, node_addresses, own_address
-from cluster.scaling import allowed_sizes, check_sizes, size_for
+from cluster.scaling import check_sizes, size_for, too_few
 from cluster.stage_checks import check_sharding
-from distgan import errors, storage
+from distgan import storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
 from distgan.data.manifest import read_manifest
 from distgan.data.stream import check_fits
-from distgan.errors import DivergedError, UserError
+from distgan.errors import DivergedError, UserError, of_kind
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.trainer import Listener, Outcome, StopRequests
 
-_WAIT_S = 2.0
+_WAIT_S = 0.5
+_RELEASE_S = 20.0
+"""Ray gives back the places of workers that have ended within a few seconds."""
+_TELL_S = 3.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
 
 # Ray Train reads these in the process that starts a run.
@@ -94,6 +97,8 @@ class _Run:
         self.listener, self.show_progress = listener, show_progress
         self.failures = 0
         """Machine faults since the last new checkpoint."""
+        self.started = False
+        """Whether a worker of this run has found a place."""
 
     def to_its_end(self) -> Outcome:
         size = self._size()  # or refuses, before a progress line begins
@@ -108,8 +113,9 @@ class _Run:
                 number = self.signals.received
                 return Outcome(step=max(newest, 0), reason="a signal", signal=number)
             attempt = Attempt(self.config, size, self.listener)
-            error = attempt.watch(self.signals, self._could_grow_from(size), bar)
+            error = attempt.watch(self.signals, self._could_grow_from(attempt), bar)
             snapshot = attempt.last
+            self.started = self.started or bool(snapshot.starting or snapshot.ranks)
             if error is None and snapshot.outcome is not None:
                 outcome = Outcome(**snapshot.outcome)
                 if outcome.signal != RESIZE:
@@ -121,11 +127,11 @@ class _Run:
 
     def _judge(self, error: BaseException | None, own: list[Failure], *, progress: bool) -> None:
         """Raises what ends the run; returns if it may go on."""
+        told = [of_kind(failure.kind, failure.message) for failure in own]
         for kind in (DivergedError, UserError):
-            for failure in own:
-                failed = getattr(errors, failure.kind)
-                if issubclass(failed, kind):
-                    raise kind(failure.message)
+            for failed in told:
+                if isinstance(failed, kind):
+                    raise failed
         self.failures = 1 if progress else self.failures + 1
         reason = own[0].message if own else _reason(error)
         if self.signals.received is not None:
@@ -146,34 +152,42 @@ class _Run:
         return max(committed_steps(self.config.run.dir), default=-1)
 
     def _size(self) -> int | None:
-        """How many workers to start now; None if a signal came while too few devices were there.
+        """How many workers to start now; None if a signal came while too few places were free.
+
+        Workers that ended just now are given the time to free theirs. What others hold is waited
+        for only once the run has started.
 
         Raises:
-            UserError: the cluster has too few devices at the start of the run.
-            FaultError: it has too few left, and for long.
+            UserError: too few are free at the start of the run.
+            FaultError: too few are left, and for long.
         """
-        if not self.failures:
-            return size_for(self.config, devices(self.config))
-        wait_until_settled(lambda: self.signals.received is not None)
-        patience_s = self.config.cluster.hang_seconds
-        deadline = time.monotonic() + patience_s
+        if self.failures:
+            wait_until_settled(lambda: self.signals.received is not None)
+        patience_s = self.config.cluster.hang_seconds if self.started else _RELEASE_S
+        begun = time.monotonic()
         told = False
         while self.signals.received is None:
-            try:
-                return size_for(self.config, devices(self.config))
-            except UserError as error:
-                if time.monotonic() > deadline:
-                    raise FaultError(f"after {patience_s:g} s of waiting: {error}") from error
-                if not told:
-                    tqdm.write(f"waiting for machines: {error}")
-                    told = True
+            there, waited_s = places(self.config), time.monotonic() - begun
+            size, at_most = (size_for(self.config, n) for n in (there.free, there.total))
+            if size and (size == at_most or waited_s > _RELEASE_S):
+                return size
+            problem = too_few(self.config, there)
+            if not self.started and (not at_most or waited_s > patience_s):
+                raise problem
+            if waited_s > patience_s:
+                raise FaultError(f"after {patience_s:g} s of waiting: {problem}") from problem
+            if waited_s > _TELL_S and not told:
+                tqdm.write(f"waiting for machines, {patience_s:g} s at most: {problem}")
+                told = True
             time.sleep(_WAIT_S)
         return None
 
-    def _could_grow_from(self, size: int) -> Callable[[], bool]:
+    def _could_grow_from(self, attempt: Attempt) -> Callable[[], bool]:
         def could_grow() -> bool:
-            fitting = [n for n in allowed_sizes(self.config) if n <= devices(self.config)]
-            return max(fitting, default=0) > size
+            if len(attempt.last.ranks) < attempt.size:
+                return False  # until all have begun, places that are their own look free
+            num_places = attempt.size + places(self.config).free
+            return size_for(self.config, num_places) > attempt.size
 
         return could_grow
 

@@ -136,10 +136,36 @@ def _join(address: str, show_output: bool) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raises OSError if nobody listens there; Ray itself would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    """Raises OSError unless the head of a cluster answers; Ray itself would try for minutes."""
+    place = address.rpartition("://")[2]
+    host, colon, port = place.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_KNOCK_TIMEOUT_S).close()
+        _ask_head(place)
+
+
+def _ask_head(place: str) -> None:
+    """Raises AuthenticationError if a head of Ray refuses this user, of which `ray.init` would only
+    say that it can't connect; and OSError if it is none."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    from ray.exceptions import AuthenticationError
+
+    messages: Any = gcs_service_pb2  # made at import, without types
+    with init_grpc_channel(place, options=GLOBAL_GRPC_OPTIONS) as channel:
+        head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            head.GetClusterId(messages.GetClusterIdRequest(), timeout=_KNOCK_TIMEOUT_S)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                raise AuthenticationError("no token, or a wrong one") from error
+            raise OSError(
+                f"what listens there is no head of a Ray cluster ({code.name}); its address is the "
+                "HOST:PORT that `ray start --head` printed, not the dashboard's"
+            ) from error
 
 
 def _start(**options: Any) -> None:

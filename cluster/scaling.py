@@ -1,7 +1,19 @@
 """How many workers a run may have: the global batch and the lanes must divide among them."""
 
+from dataclasses import dataclass
+
 from distgan.config import Config
 from distgan.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """For workers on a cluster."""
+
+    total: int
+    """Were nothing else running there."""
+    free: int
+    """Beside what runs there now."""
 
 
 def allowed_sizes(config: Config) -> list[int]:
@@ -47,19 +59,18 @@ def check_sizes(config: Config) -> None:
         )
 
 
-def size_for(config: Config, devices: int) -> int:
-    """The largest allowed number of workers for so many devices.
+def size_for(config: Config, num_places: int) -> int:
+    """The largest allowed number of workers for so many places; 0 if there are too few."""
+    return max((size for size in allowed_sizes(config) if size <= num_places), default=0)
 
-    Raises:
-        UserError: there are too few.
-    """
-    fitting = [size for size in allowed_sizes(config) if size <= devices]
-    if not fitting:
-        least, _ = bounds(config)
-        raise UserError(
-            f"cluster.num_workers={config.cluster.num_workers} needs at least {least} devices (a "
-            f"GPU each where there are any, else cluster.cpus_per_worker="
-            f"{config.cluster.cpus_per_worker} CPUs), but the cluster has {devices}; lower "
-            "cluster.num_workers, or set cluster.min_workers to go on with fewer"
-        )
-    return fitting[-1]
+
+def too_few(config: Config, places: Places) -> UserError:
+    """What to raise if no allowed number of workers finds places."""
+    least, _ = bounds(config)
+    return UserError(
+        f"cluster.num_workers={config.cluster.num_workers} needs at least {least} devices (each "
+        f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g} CPUs of one machine, and a "
+        f"GPU where there are any), but the cluster has {places.total}, {places.free} of them "
+        "free; wait until what holds the others has ended, lower cluster.num_workers, or set "
+        "cluster.min_workers to go on with fewer"
+    )

@@ -25,8 +25,12 @@ STOP_WAIT_S = 600
 _LOST_S = 60.0
 _AGAIN_S = 1.0
 
-_EXCLUDED = [".git", ".venv", "runs", "sweeps", "demo"]
-"""Beside what .gitignore names."""
+EXCLUDED = [
+    "/.git", "/.venv", "/venv", "/env", "/.env", "/.tox", "/.nox", ".*_cache", "__pycache__",
+    "/runs", "/sweeps", "/compare", "/demo", "/data", "/videos", "/new_videos", "/data_sheet.png",
+    "*.mp4", "*.tar", "*.safetensors",
+]  # fmt: skip
+"""What does not travel, whatever .gitignore says: the user may have changed that."""
 
 
 class JobError(DistganError):
@@ -70,7 +74,7 @@ def submit(arguments: Sequence[str], folder: Path, *, wait: bool) -> int:
         entrypoint=shlex.join(["python", "launch.py", *arguments]),
         runtime_env={
             "working_dir": str(folder),
-            "excludes": _EXCLUDED,
+            "excludes": EXCLUDED,
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
         },
     )

@@ -1,9 +1,11 @@
 """What each Ray Train worker runs: the same trainer as in local mode, over ZeRO engines."""
 
+import contextlib
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -20,10 +22,10 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.data.stream import ClipStream
-from distgan.errors import DistganError, UserError
+from distgan.errors import DistganError, UserError, kind_of
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_precision
-from distgan.team import GroupTeam, Team, from_first
+from distgan.team import GroupTeam, Team, failing_together, from_first
 from distgan.trainer import Outcome, Trainer
 
 _PACKAGES = ("torch", "ray", "deepspeed", "safetensors", "numpy")
@@ -57,14 +59,13 @@ def train_on_rank(task: dict[str, Any]) -> None:
             ray.get(board.end.remote(_as_json(outcome)))
 
 
-def _failure(rank: int, error: Exception) -> Failure:
+def _failure(rank: int, error: DistganError | ImportError) -> Failure:
     if isinstance(error, ImportError):
-        text = (
+        error = UserError(
             f"{sys.executable} on {platform.node()}: {error}; install the same packages on every "
             "machine of the cluster, for the Python that Ray runs under there"
         )
-        return Failure(rank, UserError.__name__, text)
-    return Failure(rank, type(error).__name__, str(error))
+    return Failure(rank, kind_of(error), str(error))
 
 
 def _all_fail(board: Any, size: int) -> bool:
@@ -81,23 +82,15 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     return {"step": outcome.step, "reason": outcome.reason, "signal": outcome.signal}
 
 
-def refuse_together(team: Team, problem: str) -> None:
-    """Raises `UserError` on every rank if one has a problem (an empty text is none)."""
-    problems = [text for text in team.gather(problem) if text]
-    if problems:
-        raise UserError(problems[0])
-
-
-def version_problem(wanted: dict[str, str]) -> str:
-    """What this machine has otherwise than the process that started the run."""
+def check_versions(wanted: dict[str, str]) -> None:
+    """Raises `UserError` if this machine has others than the process that started the run."""
     here = versions()
     differing = [f"{n} {here[n]} instead of {v}" for n, v in wanted.items() if here[n] != v]
-    if not differing:
-        return ""
-    return (
-        f"the worker on {platform.node()} has other versions than the process that started the "
-        f"run: {', '.join(differing)}; install the same on every machine"
-    )
+    if differing:
+        raise UserError(
+            "this machine has other versions than the process that started the run: "
+            f"{', '.join(differing)}; install the same on every machine"
+        )
 
 
 def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
@@ -110,16 +103,18 @@ def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
     start_process_group(device)
     storage.configure(config.storage)
     team = GroupTeam(device)
-    refuse_together(team, version_problem(wanted_versions))
-    refuse_together(team, storage_problem(config, team))
-    stream = ClipStream(
-        config.data.shards,
-        config.data,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        rank=team.rank,
-        ranks=team.size,
-    )
+    with failing_together(team):
+        check_versions(wanted_versions)
+    check_storage(config, team)
+    with failing_together(team):
+        stream = ClipStream(
+            config.data.shards,
+            config.data,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            rank=team.rank,
+            ranks=team.size,
+        )
     precision = config.train.precision
     if precision == "auto":
         own = pick_precision(precision, device) if team.rank == 0 else None
@@ -154,20 +149,33 @@ def _device(config: Config) -> torch.device:
     return device
 
 
-def storage_problem(config: Config, team: Team) -> str:
-    """Whether this rank sees what rank 0 writes to the run's folder."""
+def check_storage(config: Config, team: Team) -> None:
+    """Raises `UserError` on every rank unless each sees what rank 0 writes to the run's folder.
+
+    The process that started the run has written there just now, so that no error is taken for one
+    that may pass.
+    """
     name = storage.join(config.run.dir, ".seen_by_all_ranks")
-    token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None)
-    if team.rank == 0:
-        storage.write_bytes(name, token.encode())
-    team.gather(None)
-    seen = storage.exists(name) and storage.read_bytes(name) == token.encode()
-    team.gather(None)
-    if team.rank == 0:
-        storage.remove(name)
-    if seen:
-        return ""
-    return (
-        f"run.dir={config.run.dir} is not the same folder on {platform.node()} as on the machine "
-        "of rank 0; give a folder on a shared disk, or object storage"
-    )
+    token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None).encode()
+    with failing_together(team), _reaching(config):
+        if team.rank == 0:
+            storage.write_bytes(name, token)
+    try:
+        with failing_together(team), _reaching(config):
+            if not storage.exists(name) or storage.read_bytes(name) != token:
+                raise UserError("it is not the same folder as on the machine of rank 0")
+    finally:
+        with failing_together(team), _reaching(config):
+            if team.rank == 0:
+                storage.remove(name)
+
+
+@contextlib.contextmanager
+def _reaching(config: Config) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, DistganError) as error:
+        raise UserError(
+            f"run.dir={config.run.dir} can't be used from here: {error}; give a folder on a shared "
+            "disk that this user may write to, or object storage that every machine reaches"
+        ) from error

@@ -43,6 +43,11 @@ def to_float(clips_uint8: Tensor) -> Tensor:
     return clips_uint8.float().mul_(1 / 127.5).sub_(1)
 
 
+def contagious(loss: Tensor) -> Tensor:
+    """The same loss; if it is not finite, its gradients are not, and by them all ranks know."""
+    return loss * (1 + 0 * loss.detach())
+
+
 class AdversarialStep:
     """Holds the two engines and runs one step on a global (or this rank's part of a) batch."""
 
@@ -64,7 +69,8 @@ class AdversarialStep:
             step: the number of the step that this makes; the first is 1.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; that network was not updated.
+            NonFiniteError: a loss or gradient is not finite, on any rank; that network was not
+                updated, on no rank.
         """
         assert len(places) % self.config.train.accumulation == 0, "micro-batches weigh the same"
         size = len(places) // self.config.train.accumulation
@@ -92,7 +98,7 @@ class AdversarialStep:
         total: Metrics = {}
         for batch in batches:
             loss, metrics = loss_of(batch)
-            engine.backward(loss / len(batches))
+            engine.backward(contagious(loss) / len(batches))
             for name, value in metrics.items():
                 total[name] = total.get(name, 0) + value.detach() / len(batches)
         optim = getattr(self.config.optim, engine.name)

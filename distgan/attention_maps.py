@@ -26,6 +26,7 @@ from distgan.pictures import enlarge, grid, write_mp4
 PREFIX = "attention_"
 NUM_TOKENS = 4
 FRAME_PIXELS = 96  # least height of a frame in the pictures
+SCALE = (160, 14)  # width and height of the colour scale, in pixels
 _PAPER, _INK, _MARK = (250, 250, 250), (40, 40, 40), (0, 255, 120)
 Video = NDArray[np.uint8]
 
@@ -143,8 +144,7 @@ def overlay(look: Look, number: int, clip_THWC: Video) -> Video:
     large = F.interpolate(torch.from_numpy(heat_THW)[:, None], size, mode="nearest")[:, 0].numpy()
     heat = large[[frame * t // len(frames) for frame in range(len(frames))]][..., None]
     grey = 40 + frames.astype(np.float32).mean(axis=-1, keepdims=True) * 0.6
-    colour = mpl.colormaps["inferno"](0.3 + 0.7 * heat[..., 0])[..., :3].astype(np.float32) * 255
-    mixed: Video = (grey + (colour - grey) * 0.75 * heat).round().astype(np.uint8)
+    mixed = _coloured(grey, heat)
     frame, row, column = np.unravel_index(look.places[number], look.grid)
     top, bottom = int(row) * size[0] // h, (int(row) + 1) * size[0] // h - 1
     left, right = int(column) * size[1] // w, (int(column) + 1) * size[1] // w - 1
@@ -156,17 +156,30 @@ def overlay(look: Look, number: int, clip_THWC: Video) -> Video:
     return mixed
 
 
+def _coloured(grey: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(..., 1) grey values, brighter and more coloured with the heat, 0 to 1: (..., 3)."""
+    colour = mpl.colormaps["inferno"](0.3 + 0.7 * heat[..., 0])[..., :3].astype(np.float32) * 255
+    mixed: NDArray[np.uint8] = (grey + (colour - grey) * 0.75 * heat).round().astype(np.uint8)
+    return mixed
+
+
+def _scale() -> Image.Image:
+    """What the colours stand for, from none to the token's largest weight, on middle grey."""
+    heat = np.tile(np.linspace(0, 1, SCALE[0], dtype=np.float32), (SCALE[1], 1))[..., None]
+    return Image.fromarray(_coloured(np.full_like(heat, 115), heat))
+
+
 def _frame_of(step: int, steps: int, frames: int) -> int:
     """The first of the clip's frames that a step of the grid stands for."""
     return -(-step * frames // steps)
 
 
 def _write_png(path: str, look: Look, overlays: list[Video]) -> None:
-    """A row a token: the clip's frames, one for each step of the grid."""
+    """A row a token: the clip's frames, one for each step of the grid; below them the scale."""
     t = look.grid[0]
     gap, heading = 3, 22
     height, width = overlays[0].shape[1:3]
-    shape = (t * (width + gap) + gap, len(overlays) * (height + heading) + heading + gap)
+    shape = (t * (width + gap) + gap, len(overlays) * (height + heading) + 2 * heading + gap)
     sheet = Image.new("RGB", (max(shape[0], 560), shape[1]), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     title = (
@@ -180,6 +193,10 @@ def _write_png(path: str, look: Look, overlays: list[Video]) -> None:
             frame = video[_frame_of(step, t, len(video))]
             position = (gap + step * (width + gap), top + heading)
             sheet.paste(Image.fromarray(frame), position)
+    top = shape[1] - heading
+    sheet.paste(_scale(), (gap, top + 4))
+    says = "weight: 0 to the largest of the row's token, in all frames"
+    draw.text((2 * gap + SCALE[0], top + 3), says, fill=_INK, font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     storage.write_bytes(path, buffer.getvalue())
@@ -191,5 +208,5 @@ def _caption(look: Look, number: int) -> str:
     seen = int((weights > 0).sum())
     return (
         f"token at frame {frame}, row {row}, column {column} (box): sees {seen} of {weights.size}, "
-        f"most: {weights.max() * seen:.1f} times an even share"
+        f"largest weight {weights.max():.2%}, {weights.max() * seen:.1f} times an even share"
     )

@@ -23,6 +23,7 @@ CONV_GAIN = 1.39  # keeps the deviation through SiLU about the same from block t
 # Residual branches start alive: at 0 the discriminator starts linear, rewards one bright template,
 # and the generator collapses onto it within 200 steps (seen on the demo's videos).
 BRANCH_GAIN = 0.7
+LARGE = 2.0**40
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -60,9 +61,15 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def normalise_channels(x_BTHWC: Tensor) -> Tensor:
-    """Layer normalisation over the channels at each place (Ba et al. 2016), without parameters."""
-    return F.layer_norm(x_BTHWC, x_BTHWC.shape[-1:])
+def normalise_channels(x: Tensor) -> Tensor:
+    """Layer normalisation over the last axis (Ba et al. 2016), without parameters.
+
+    Of float32 numbers, and bf16 has their range, the squares overflow from 3e18 on: places with
+    larger values than LARGE are brought down to it first. All others are multiplied by 1, which
+    changes no bit.
+    """
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    return F.layer_norm(x * (LARGE / largest.clamp(min=LARGE)), x.shape[-1:])
 
 
 class ResidualBlock(nn.Module):

@@ -57,8 +57,8 @@ class AttentionConfig(Section):
     positions: Literal["rotary", "none"] = "rotary"
     """How queries and keys know their place in time and space; none: order does not count."""
     scores: Literal["dot", "l2"] = "dot"
-    """dot: q k / sqrt(head_dim); l2: -|q - k|^2 / sqrt(head_dim), without dense's large products of
-    aligned vectors."""
+    """dot: q k / sqrt(head_dim), of queries and keys that are normalised; l2: -|q - k|^2 /
+    sqrt(head_dim), of such that are not, so that how long they are counts too."""
     window: tuple[int, int, int] = (3, 3, 3)
     """Keys that a token sees in time, height and width (window); 0 means all of the axis."""
     block: tuple[int, int, int] = (2, 2, 2)
@@ -343,7 +343,8 @@ class ClusterConfig(Section):
     """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed.
     Of prepare: videos at a time on a Ray cluster; 0 works on this machine, without Ray."""
     min_workers: int = Field(0, ge=0)
-    """Go on with so few when devices are lost (elastic training); 0 means num_workers."""
+    """Go on with so few when devices are lost, or start with them when others hold the rest
+    (elastic training); 0 means num_workers."""
     max_workers: int = Field(0, ge=0)
     """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
     resize_seconds: float = Field(60.0, gt=0)

@@ -29,3 +29,15 @@ class DivergedError(DistganError):
 
 class NonFiniteError(DivergedError):
     """A gradient is not finite: the network was not updated, on no rank. It may pass."""
+
+
+def kind_of(error: DistganError) -> str:
+    """The name of the nearest class in this module, which is all that another process knows."""
+    kinds = (kind for kind in type(error).__mro__ if kind.__module__ == __name__)
+    return next(kinds).__name__
+
+
+def of_kind(name: str, message: str) -> DistganError:
+    """The error that another process told of by its `kind_of` and its text."""
+    error: DistganError = globals()[name](message)
+    return error

@@ -6,13 +6,14 @@ from tqdm import tqdm
 
 from distgan.checkpoint import (
     Checkpoint,
+    DamagedCheckpointError,
     checkpoint_folder,
     load_newest,
     read_checkpoint,
     set_aside_after,
 )
 from distgan.errors import UserError
-from distgan.team import Team, from_first
+from distgan.team import Team, failing_together, from_first
 
 if TYPE_CHECKING:
     from distgan.trainer import Trainer
@@ -55,18 +56,34 @@ def resume(trainer: "Trainer") -> bool:
         _load(trainer, checkpoint)
     elif source:
         _init_from(trainer, source)
-    if trainer.team.rank == 0:
-        set_aside_after(run_dir, trainer.step)
-    trainer.team.gather(None)
+    with failing_together(trainer.team):
+        if trainer.team.rank == 0:
+            set_aside_after(run_dir, trainer.step)
     return checkpoint is not None
 
 
 def _newest_for_all(run_dir: str, team: Team) -> Checkpoint | None:
-    checkpoint = _newest(run_dir) if team.rank == 0 else None
+    """Rank 0 chooses, as it alone passes by what is damaged; what fails on one rank all raise."""
+    checkpoint = None
+    with failing_together(team):
+        if team.rank == 0:
+            checkpoint = _newest(run_dir)
     step = from_first(team, checkpoint.step if checkpoint is not None else None)
-    if checkpoint is None and step is not None:
-        return read_checkpoint(checkpoint_folder(run_dir, step), step)
+    if step is None:
+        return None
+    with failing_together(team):
+        checkpoint = checkpoint or _chosen(run_dir, step)
     return checkpoint
+
+
+def _chosen(run_dir: str, step: int) -> Checkpoint:
+    try:
+        return read_checkpoint(checkpoint_folder(run_dir, step), step)
+    except DamagedCheckpointError as error:
+        raise UserError(
+            f"{error}, while rank 0 found it whole: run the same command again; if it comes again, "
+            "see why this machine does not see the same files"
+        ) from error
 
 
 def _newest(run_dir: str) -> Checkpoint | None:

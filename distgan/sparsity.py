@@ -1,10 +1,9 @@
-"""Which tokens the local kinds of attention see, in whole numbers; plain Python, no torch.
+"""How many tokens the local kinds of attention see; plain Python, no torch.
 
 A grid is (T, H, W). The rules here are the definitions; `distgan/attention/` builds index tables
-from them, `distgan/costs.py` counts with them, and configurations are checked by them.
+from them, and configurations are checked by them.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 
@@ -13,7 +12,7 @@ Grid = tuple[int, int, int]
 
 def window_on(grid: Grid, window: Grid) -> Grid:
     """Keys that a token sees along each axis; 0 stands for the whole axis."""
-    return _three(size or length for size, length in zip(window, grid, strict=True))
+    return three(size or length for size, length in zip(window, grid, strict=True))
 
 
 def window_start(place: int, length: int, size: int) -> int:
@@ -27,12 +26,12 @@ def window_start(place: int, length: int, size: int) -> int:
 
 def block_grid(grid: Grid, block: Grid) -> Grid:
     """Blocks along each axis; the last ones may stand out over the edge."""
-    return _three(-(-length // size) for length, size in zip(grid, block, strict=True))
+    return three(-(-length // size) for length, size in zip(grid, block, strict=True))
 
 
 def near_per_axis(blocks: Grid, reach: Grid) -> Grid:
     """Near blocks along each axis: a window of 2 reach + 1 (see `window_start`), or all."""
-    return _three(min(2 * r + 1, n) for r, n in zip(reach, blocks, strict=True))
+    return three(min(2 * r + 1, n) for r, n in zip(reach, blocks, strict=True))
 
 
 def num_seen(grid: Grid, block: Grid, density: float) -> int:
@@ -46,33 +45,7 @@ def least_density(grid: Grid, block: Grid, reach: Grid) -> float:
     return math.prod(near_per_axis(blocks, reach)) / math.prod(blocks)
 
 
-def seen_blocks(grid: Grid, block: Grid, reach: Grid, density: float) -> list[list[int]]:
-    """For each block, in the order of time, height and width, the blocks that it sees, ascending.
-
-    First the near ones. The rest of `num_seen` is taken from the far ones, listed in the same
-    order, at even strides; the first stride begins one place later with each block, so that
-    together they reach everything.
-    """
-    blocks = block_grid(grid, block)
-    num_blocks, num_near = math.prod(blocks), math.prod(near_per_axis(blocks, reach))
-    wanted = num_seen(grid, block, density) - num_near
-    assert wanted >= 0, "check_config asks for a density that covers the reach"
-    seen: list[list[int]] = []
-    for number, place in enumerate(itertools.product(*map(range, blocks))):
-        near = set(_near(place, blocks, reach))
-        far = [other for other in range(num_blocks) if other not in near]
-        strided = {far[(k * len(far) // wanted + number) % len(far)] for k in range(wanted)}
-        seen.append(sorted(near | strided))
-    return seen
-
-
-def _near(place: tuple[int, ...], blocks: Grid, reach: Grid) -> list[int]:
-    sizes = near_per_axis(blocks, reach)
-    starts = [window_start(*axis) for axis in zip(place, blocks, sizes, strict=True)]
-    axes = [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
-    return [(t * blocks[1] + h) * blocks[2] + w for t, h, w in itertools.product(*axes)]
-
-
-def _three(values: Iterable[int]) -> Grid:
+def three(values: Iterable[int]) -> Grid:
+    """Of three values, one an axis."""
     t, h, w = values
     return t, h, w

@@ -1,12 +1,16 @@
 """The processes that train together, and what they tell each other beside the gradients."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from distgan.errors import DistganError, kind_of, of_kind
 
 Json = Any
 
@@ -68,3 +72,28 @@ class GroupTeam:
 def from_first(team: Team, value: Json) -> Json:
     """Rank 0's value, on every rank; whatever others give is dropped."""
     return team.gather(value if team.rank == 0 else None)[0]
+
+
+@contextlib.contextmanager
+def failing_together(team: Team) -> Iterator[None]:
+    """For what each rank does by itself inside, and could fail at: without calls of the team.
+
+    A rank that failed alone would leave the others waiting for it, and Ray to bury its message.
+
+    Raises:
+        DistganError: of the first rank that failed, on every rank; the message says which it was.
+    """
+    own: DistganError | None = None
+    try:
+        yield
+    except DistganError as error:
+        own = error
+    if team.size == 1:
+        if own is not None:
+            raise own
+        return
+    told = [kind_of(own), platform.node(), str(own)] if own is not None else None
+    for rank, failure in enumerate(team.gather(told)):
+        if failure is not None:
+            kind, host, message = failure
+            raise of_kind(kind, f"rank {rank} on {host}: {message}") from own

@@ -143,7 +143,11 @@ class Trainer:
             )
             checkpoint = self.config.checkpoint
             saver = Saver(self.config.run.dir, checkpoint.keep, self.team)
-            return self._loop(observer, saver, requests)
+            try:
+                return self._loop(observer, saver, requests)
+            except DivergedError:  # on all ranks at once; going back must find no half-written one
+                saver.finish()
+                raise
 
     def _loop(self, observer: Observer, saver: Saver, requests: StopRequests) -> Outcome:
         saved = self.step if self.step else -1

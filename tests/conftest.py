@@ -3,6 +3,7 @@
 import functools
 import gc
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests.cluster_runs import CalmJob, make_calm_job
+from tests.compare_runs import make_comparison
 from tests.ray_heads import ray_head
 from tests.tiny import make_tiny_data
 
@@ -47,6 +49,18 @@ def _starts_ray(file: str) -> bool:
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a prepared data set of 40 clips that fits `tests.tiny.TINY`."""
     return make_tiny_data(Path(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="session")
+def comparison(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished comparison of `tests.compare_runs.KINDS`; tests change copies of it.
+
+    Its data set is no longer where it was; `tiny_data` is the same one."""
+    folder = tmp_path_factory.mktemp("comparison")
+    shutil.copytree(tiny_data, folder / "data")
+    make_comparison(folder / "compare", str(folder / "data"))
+    shutil.rmtree(folder / "data")
+    return folder / "compare"
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from distgan.attention import (
 from distgan.attention.positions import rotary_angles, rotate
 from distgan.blocks import initialise
 from distgan.config import AttentionConfig
-from tests.tiny_networks import CPU, keep_width, tiny_config, tiny_step
+from tests.tiny_networks import CPU, tiny_config, tiny_step
 
 SHAPES = [(1, 1, 1, 2), (2, 3, 7, 4), (1, 2, 64, 16), (3, 1, 100, 6)]
 
@@ -93,8 +93,9 @@ def test_without_positions_tokens_may_be_permuted(monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_rotary_scores_depend_on_relative_positions_only() -> None:
-    grid, dim = (4, 5, 6), 14
+@pytest.mark.parametrize("dim", [2, 4, 6, 14])
+def test_rotary_scores_depend_on_relative_positions_only(dim: int) -> None:
+    grid = (4, 5, 6)
     cos_LP, sin_LP = rotary_angles(grid, dim, CPU)
     query, key = draws(1, 1, 1, dim, seed=1), draws(1, 1, 1, dim, seed=2)
     length = 4 * 5 * 6
@@ -132,14 +133,6 @@ def test_the_layer_is_the_formula_of_its_own_queries_keys_and_values() -> None:
     assert (q @ k.transpose(-1, -2) / 6**0.5).abs().max() <= 6**0.5 + 1e-4
 
 
-def test_the_second_derivative_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_width(monkeypatch)
-    attention = layer(width=4, heads=1, head_dim=2).double()
-    tokens = draws(1, 4, 4, dtype=torch.float64).requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):
-        assert torch.autograd.gradgradcheck(lambda x: attention(x, (1, 2, 2)), tokens)
-
-
 def test_an_exact_penalty_reaches_the_attention_weights() -> None:
     config = tiny_config({"loss.penalty_form": "exact", "loss.penalty_interval": 1})
     engine = tiny_step(config).discriminator
@@ -151,21 +144,6 @@ def test_an_exact_penalty_reaches_the_attention_weights() -> None:
     assert weights
     for weight in weights:
         assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.any()
-
-
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e4, 1e18])
-def test_extreme_tokens_in_bf16_give_no_nan(size: float) -> None:
-    attention = AttentionLayer(8, AttentionConfig(heads=2, head_dim=4))
-    initialise(attention, 0, "test")
-    x_BTHWC = (size * draws(1, 2, 3, 3, 8)).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        output = attention(x_BTHWC)
-    output.float().mean().backward()
-    assert output.isfinite().all()
-    assert x_BTHWC.grad is not None and x_BTHWC.grad.isfinite().all()
-    bare_tokens = (size * draws(1, 18, 8)).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert attention.mix(bare_tokens, (2, 3, 3)).isfinite().all()
 
 
 def test_no_bias_is_built() -> None:

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from distgan.attention import AttentionLayer
-from distgan.attention_maps import Look, looks_of, overlay, recorded_layers, striking_places
+from distgan.attention_maps import (
+    SCALE,
+    Look,
+    looks_of,
+    overlay,
+    recorded_layers,
+    striking_places,
+    write_maps,
+)
 from distgan.blocks import normalise_channels
 from distgan.errors import UserError
 from distgan.export import TrainedGenerator, export_generator
@@ -99,6 +107,19 @@ def test_the_overlay_is_bright_where_the_weight_is() -> None:
     assert boxed[:2, 0, 48:72].all() and not boxed[2:].any() and not boxed[:, :, :47].any()
     bright[2:, 24:48, 24:48] = False
     assert not (bright & ~boxed).any()
+
+
+def test_the_scale_ends_in_the_colour_of_the_largest_weight(tmp_path: Path) -> None:
+    weights = np.full((1, 2 * 4 * 4), 1e-3, dtype=np.float32)
+    weights[0, 16 + 5] = 0.969
+    look = Look("x", (2, 4, 4), (2,), weights)
+    clip = np.full((4, 16, 16, 3), 125, dtype=np.uint8)
+    (path,) = write_maps([look], clip, str(tmp_path), 8.0)
+    picture = np.asarray(Image.open(path)).astype(int)
+    strip = picture[-8, 3 : 3 + SCALE[0]]
+    brightest = overlay(look, 0, clip)[2, 30, 30].astype(int)
+    assert (strip[-1] == brightest).all() and (strip[0] == 115).all()
+    assert (np.diff(strip[:, 0]) >= 0).all(), "ever warmer"
 
 
 def test_striking_places_lie_on_what_stands_out_and_apart() -> None:

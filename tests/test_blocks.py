@@ -18,6 +18,7 @@ from distgan.blocks import (
     depth_to_space,
     initialise,
     levels_that_halve_time,
+    normalise_channels,
     space_to_depth,
 )
 from distgan.networks import build_discriminator, build_generator
@@ -264,3 +265,31 @@ def test_space_and_time_do_not_mix_in_the_wrong_layer() -> None:
         changed = (layer(moved) - layer(x)).abs().amax(-1)[0] > 0
         places = changed.nonzero()
         assert tuple((places.max(0)[0] - places.min(0)[0] + 1).tolist()) == reach
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3, 1.0, 1e4, 1e11])
+def test_normalising_changes_no_bit_of_layer_normalisation(size: float) -> None:
+    def derivatives(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        x = (size * torch.randn(2, 3, 4, 4, 24)).requires_grad_()
+        weights = torch.randn(24)
+        out = function(x)
+        (first,) = torch.autograd.grad((out * weights).square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad((first * weights).square().sum(), x)
+        return [out, first, second]
+
+    torch.manual_seed(0)
+    got = derivatives(normalise_channels)
+    torch.manual_seed(0)
+    wanted = derivatives(lambda x: nn.functional.layer_norm(x, x.shape[-1:]))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e13, 1e18, 3e18, 1e19, 1e25, 3e37])
+def test_normalising_takes_large_numbers(size: float, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 4, 4, 24, generator=torch.Generator().manual_seed(0))
+    large = (size * x).to(dtype)
+    wanted = nn.functional.layer_norm(large.double(), (24,)).float()
+    torch.testing.assert_close(normalise_channels(large.float()), wanted, rtol=1e-4, atol=1e-4)
+    got = normalise_channels(large).float()
+    torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)

@@ -33,6 +33,7 @@ from tests.cluster_runs import (
     train_with_faults,
     wait_until,
 )
+from tests.damage import flip_bit
 from tests.object_servers import BUCKET, CREDENTIALS, KEY, OPTIONS, SECRET, rclone_server
 from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
@@ -195,6 +196,30 @@ def test_a_cluster_that_can_not_be_joined_is_said(
     command = arguments(tiny_data, tmp_path / "run", "cluster.num_workers=2")
     done = run_program(["launch.py", *command], environment, code=2)
     assert words in done.stderr.splitlines()[-1]
+
+
+def test_a_cluster_that_asks_for_its_token_says_so(
+    head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    without = head | {"RAY_AUTH_MODE": "disabled"}
+    done = train(without, tiny_data, tmp_path / "run", code=2)
+    assert "asks for its token: set RAY_AUTH_MODE=token" in done.stderr.splitlines()[-1]
+
+
+def test_damage_that_rank_0_alone_finds_is_one_message(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(calm, run)
+    for file in run.glob("checkpoints/*/rank-00001.safetensors"):
+        flip_bit(file, -5)
+    done = train(head, tiny_data, run, "train.max_steps=20", code=2)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("launch.py train: rank 0 on ") and "every checkpoint in" in last
+    assert "start again in a new run folder" in last
+    told = done.stdout + done.stderr
+    assert "Traceback" not in told and "RayTrainWorker" not in told
+    assert told.count("every checkpoint in") == 1
 
 
 def until_step(step: int, run: Path) -> bool:

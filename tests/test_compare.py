@@ -1,13 +1,11 @@
 """`launch.py compare` as users run it: report, resumption, recomputation, refusals, on Ray."""
 
-import csv
 import json
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,52 +13,14 @@ from PIL import Image
 import launch as command_line
 from distgan.compare.measures import MEASURED
 from distgan.compare.plan import PLAN
+from distgan.compare.real_clips import REAL_CLIPS
 from distgan.metrics.writer import read_metrics
 from tests.cluster_runs import run_program
+from tests.compare_runs import KINDS, RUNS, arguments, copy_of, files, results, rows
 from tests.processes import running
-from tests.tiny import REPOSITORY, TINY, launch, one_thread
+from tests.tiny import REPOSITORY, launch, one_thread
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
-
-KINDS = ("self", "none")
-RUNS = tuple(f"{kind}-seed{seed}" for seed in (0, 1) for kind in KINDS)
-
-
-def arguments(output: Path, data: str, *more: str, steps: int = 8) -> list[str]:
-    return [
-        "compare", f"--output={output}", f"--kinds={','.join(KINDS)}", "--seeds=2",
-        f"--steps={steps}", "--evaluations=2", "--demo-data", *TINY, "log.proxy_clips=16",
-        f"data.shards={data}", *more,
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished") / "compare"
-    done = launch(*arguments(output, tiny_data), timeout_s=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "After equally many training steps" in done.stdout
-    assert str(output / "report.md") in done.stdout
-    return output
-
-
-def copy_of(finished: Path, tmp_path: Path) -> Path:
-    """A finished comparison to change; its runs are found by their place."""
-    shutil.copytree(finished, tmp_path / "copy")
-    return tmp_path / "copy"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def rows(folder: Path, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader((folder / name).open(encoding="utf-8")))
-
 
 def learned(folder: Path) -> list[tuple[str, ...]]:
     """The courses without what a clock measured."""
@@ -68,36 +28,37 @@ def learned(folder: Path) -> list[tuple[str, ...]]:
             for row in rows(folder, "courses.csv")]  # fmt: skip
 
 
-def results(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return found
-
-
-def test_the_folder_holds_a_whole_report(finished: Path) -> None:
-    report = (finished / "report.md").read_text()
+def test_the_folder_holds_a_whole_report(comparison: Path) -> None:
+    report = (comparison / "report.md").read_text()
     for part in ("What the data supports", "What it does not support", "no conclusion",
                  "may as well be luck", "within 0."):  # fmt: skip
         assert part in report or part.capitalize() in report, part
-    page = (finished / "report.html").read_text()
+    page = (comparison / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 + 1 + len(KINDS)
     assert 'src="plots' not in page and 'href="sheets' not in page
     for name in ("quality_over_steps", "quality_over_time", "quality_against_cost",
                  "cost_over_tokens"):  # fmt: skip
         assert f"plots/{name}.png" in report
-        assert Image.open(finished / "plots" / f"{name}.png").size[0] > 500
+        assert Image.open(comparison / "plots" / f"{name}.png").size[0] > 500
     for name in ("all", *KINDS):
-        assert Image.open(finished / "sheets" / f"{name}.png").size[0] > 400
-    table = (finished / "table.md").read_text()
+        assert Image.open(comparison / "sheets" / f"{name}.png").size[0] > 400
+    table = (comparison / "table.md").read_text()
+    header, *_ = table.splitlines()
+    for column in ("distance after 8 steps", "parameters (G + D)", "FLOPs a clip", "time a step",
+                   "peak memory of a step"):  # fmt: skip
+        assert f"| {column} |" in header
+    of_none = next(line for line in table.splitlines() if "| none |" in line).split(" | ")
+    assert len(of_none) == len(header.split(" | ")) and "-" not in of_none and "±" in of_none[1]
     assert table in report + "\n" and all(f"| {kind} |" in table for kind in KINDS)
-    assert {row["kind"] for row in rows(finished, "table.csv")} == set(KINDS)
-    tokens = [int(row["tokens"]) for row in rows(finished, "tokens.csv") if row["kind"] == "self"]
+    assert {row["kind"] for row in rows(comparison, "table.csv")} == set(KINDS)
+    tokens = [int(row["tokens"]) for row in rows(comparison, "tokens.csv") if row["kind"] == "self"]
     assert tokens == sorted(tokens) and len(tokens) >= 3 and tokens[-1] <= 4096
 
 
-def test_runs_are_ordinary_and_measured_on_equal_terms(finished: Path) -> None:
+def test_runs_are_ordinary_and_measured_on_equal_terms(comparison: Path) -> None:
     measured = {}
     for run in RUNS:
-        folder = finished / "runs" / run
+        folder = comparison / "runs" / run
         assert (folder / "generator" / "generator.json").exists()
         assert (folder / "config.yaml").exists()
         measured[run] = json.loads((folder / MEASURED).read_text())
@@ -108,21 +69,21 @@ def test_runs_are_ordinary_and_measured_on_equal_terms(finished: Path) -> None:
         again = measured[run]["proxy_frechet"]["generated"]
         assert lines[-1]["quality/proxy_frechet_ema"] == pytest.approx(again, rel=1e-6)
     assert len({m["proxy_frechet"]["real"] for m in measured.values()}) == 1, "the same real clips"
-    kinds = {row["kind"]: row for row in results(finished)["kinds"]}
+    kinds = {row["kind"]: row for row in results(comparison)["kinds"]}
     for kind in KINDS:
         ends = [measured[f"{kind}-seed{s}"]["proxy_frechet"]["generated"] for s in (0, 1)]
         assert kinds[kind]["distance_at_equal_steps"] == pytest.approx(sum(ends) / 2)
         assert kinds[kind]["step_memory_gib"] > 0 and kinds[kind]["step_compute_s"] > 0
-    totals = [float(row["compute_s"]) for row in rows(finished, "courses.csv")
+    totals = [float(row["compute_s"]) for row in rows(comparison, "courses.csv")
               if row["step"] == "8"]  # fmt: skip
-    assert results(finished)["common_time_s"] == min(totals)
+    assert results(comparison)["common_time_s"] == min(totals)
 
 
-def test_report_only_computes_every_figure_again(finished: Path, tmp_path: Path) -> None:
-    folder = copy_of(finished, tmp_path)
+def test_report_only_computes_every_figure_again(comparison: Path, tmp_path: Path) -> None:
+    folder = copy_of(comparison, tmp_path)
     before = files(folder)
     for path in folder.iterdir():
-        if path.name not in ("runs", "costs", PLAN):
+        if path.name not in ("runs", "costs", REAL_CLIPS, PLAN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 0
     assert files(folder) == before
@@ -138,31 +99,13 @@ def test_report_only_computes_every_figure_again(finished: Path, tmp_path: Path)
 
 
 def test_a_finished_comparison_trains_nothing_again(
-    finished: Path, tiny_data: str, capsys: pytest.CaptureFixture[str]
+    comparison: Path, tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files(finished / "runs")
-    assert command_line.main(arguments(finished, tiny_data)) == 0
-    assert files(finished / "runs") == before
+    folder = copy_of(comparison, tmp_path)
+    before = files(folder / "runs")
+    assert command_line.main(arguments(folder, tiny_data)) == 0
+    assert files(folder / "runs") == before
     assert "training of" not in "".join(capsys.readouterr())
-
-
-def test_a_run_that_diverged_is_shown_and_counts_as_bad(finished: Path, tmp_path: Path) -> None:
-    folder = copy_of(finished, tmp_path)
-    run = folder / "runs" / "none-seed1"
-    (run / MEASURED).unlink()
-    shutil.rmtree(run / "generator")
-    (run / "DIVERGED.json").write_text('{"step": 8, "reason": "the test says so"}')
-    data = json.loads((folder / PLAN).read_text())["config"]["data"]["shards"]
-    assert command_line.main(arguments(folder, data)) == 0
-    untrained = json.loads((run / MEASURED).read_text())["proxy_frechet"]["untrained"]
-    (row,) = [row for row in results(folder)["kinds"] if row["kind"] == "none"]
-    other = json.loads((folder / "runs" / "none-seed0" / MEASURED).read_text())
-    expected = (untrained + other["proxy_frechet"]["generated"]) / 2
-    assert row["diverged_runs"] == 1 and row["diverged"] == {"1": 8}
-    assert row["distance_at_equal_steps"] == pytest.approx(expected)
-    assert (
-        "**none diverged** in 1 of 2 runs (seed 1 at step 8)" in (folder / "report.md").read_text()
-    )
 
 
 @pytest.mark.soak
@@ -198,11 +141,11 @@ def test_cut_short_it_goes_on_and_comes_to_the_same(tiny_data: str, tmp_path: Pa
 
 @pytest.mark.soak
 def test_side_by_side_on_ray_comes_to_the_same(
-    finished: Path, tiny_data: str, head: dict[str, str], tmp_path: Path
+    comparison: Path, tiny_data: str, head: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "compare"
     run_program(["launch.py", *arguments(output, tiny_data, "--parallel=2")], head)
-    assert learned(output) == learned(finished)
+    assert learned(output) == learned(comparison)
     assert {row["kind"] for row in rows(output, "tokens.csv")} == set(KINDS)
 
 
@@ -232,14 +175,14 @@ def test_bad_input_ends_with_one_message(
 
 
 def test_other_settings_or_another_folder_are_refused(
-    finished: Path, tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparison: Path, tiny_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files(finished)
-    assert command_line.main(arguments(finished, tiny_data, "optim.generator.lr=0.5")) == 2
+    before = files(comparison)
+    assert command_line.main(arguments(comparison, tiny_data, "optim.generator.lr=0.5")) == 2
     assert "optim.generator.lr (was 0.0002, now 0.5)" in capsys.readouterr().err
-    assert command_line.main(arguments(finished, tiny_data, "--seeds=3")) == 2
+    assert command_line.main(arguments(comparison, tiny_data, "--seeds=3")) == 2
     assert "--seeds (was 2 from 0, now 3 from 0)" in capsys.readouterr().err
-    assert files(finished) == before
+    assert files(comparison) == before
     (tmp_path / "notes.txt").write_text("mine")
     assert command_line.main(arguments(tmp_path, tiny_data)) == 2
     assert "holds no comparison" in capsys.readouterr().err
@@ -248,9 +191,34 @@ def test_other_settings_or_another_folder_are_refused(
 
 
 def test_an_unfinished_comparison_has_no_report_yet(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = copy_of(finished, tmp_path)
+    folder = copy_of(comparison, tmp_path)
     (folder / "runs" / RUNS[3] / MEASURED).unlink()
+    (folder / REAL_CLIPS).unlink()
     assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 2
-    assert "1 parts are not done yet, the first is 'training of none" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "2 parts are not done yet, the first is 'keeping real clips'" in message
+
+
+def test_what_cannot_be_read_leaves_no_half_report(
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of(comparison, tmp_path)
+    for name in ("plots", "sheets"):
+        shutil.rmtree(folder / name)
+    real, last = folder / REAL_CLIPS, folder / "runs" / RUNS[-1]
+    clips = real.read_bytes()
+    real.write_bytes(b"no clips")
+    refused(folder, f"{REAL_CLIPS} is damaged", capsys)
+    real.write_bytes(clips)
+    for name in ("checkpoints", "generator"):
+        shutil.rmtree(last / name)
+    refused(folder, f"no trained generator in '{last}'", capsys)
+
+
+def refused(folder: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(folder)
+    assert command_line.main(["compare", "--output", str(folder), "--report-only"]) == 2
+    assert message in capsys.readouterr().err
+    assert files(folder) == before

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distgan.compare.matching import KIND, KNOB, known_kinds, match
+from distgan.compare.matching import KIND, KNOB, differences, known_kinds, match
 from distgan.compare.plan import Plan, load_plan, make_plan, refuse_changes, save_plan
 from distgan.compare.statistics import (
     Course,
     common_time,
     compare_pairs,
+    of_whole_runs,
     smallest_visible_ratio,
     spread,
 )
@@ -103,12 +104,41 @@ def test_kinds_that_cannot_be_matched_name_the_nearest_sizes() -> None:
         match(config, kinds, 1e-6)
     message = str(refused.value)
     of_self, of_none = match(config, kinds, 0.05)
-    assert f"{of_self.parameters:,} parameters" in message
-    assert f"{of_none.parameters:,} ({KNOB}={of_none.mlp_width})" in message
+    assert "{:,} + {:,} are wanted".format(*of_self.of_networks) in message
+    assert "{:,} + {:,} ".format(*of_none.of_networks) + f"({KNOB}={of_none.mlp_width})" in message
     enough = float(message.partition("--tolerance ")[2].partition(",")[0])
     assert match(config, kinds, enough) == (of_self, of_none)
     beside = with_values(config, {KIND: "none", KNOB: of_none.mlp_width - 1})
     assert beside.model.attention.mlp_width == of_none.mlp_width - 1
+
+
+def uneven_config(*of_discriminator: int) -> Config:
+    """Networks of other channels, with attention as wide as these."""
+    return load_config(
+        "demo",
+        overrides=("model.generator.channels=[16,32,64]", "model.attention.head_dim=0",
+                   f"model.discriminator.channels={list(of_discriminator)}"),
+    )  # fmt: skip
+
+
+def test_each_network_is_matched_not_their_sum() -> None:
+    """Matched in the sum, the discriminators of these would be 1.65% apart."""
+    matched = match(uneven_config(16, 32, 96), ("self", "none"), 0.016)
+    for networks in zip(*(kind.of_networks for kind in matched), strict=True):
+        assert max(networks) / min(networks) <= 1.016
+    assert differences(matched) == pytest.approx((0.0153, 0.0152), abs=1e-4)
+
+
+def test_networks_that_one_width_does_not_match_are_refused() -> None:
+    """The sum of these can be matched to the last digits, with generators 22% apart."""
+    config, kinds = uneven_config(16, 64, 256), ("self", "none")
+    with pytest.raises(UserError, match=f"with one {KNOB} for both networks") as refused:
+        match(config, kinds, 0.05)
+    message = str(refused.value)
+    enough = float(message.partition("--tolerance ")[2].partition(",")[0])
+    matched = match(config, kinds, enough)
+    assert 0.05 < max(differences(matched)) <= enough < 0.15
+    assert "{:,} + {:,} ".format(*matched[1].of_networks) in message
 
 
 def test_other_settings_for_the_same_folder_are_refused_by_name(tmp_path: Path) -> None:
@@ -154,12 +184,12 @@ def test_a_run_that_diverged_counts_as_bad_and_does_not_set_the_time() -> None:
     assert common_time([lost]) == 0
 
 
-def test_intervals_are_paired_t_intervals_at_the_level_of_all_pairs() -> None:
-    values = {"a": [10.0, 12.0, 9.0], "b": [15.0, 17.0, 15.0], "c": [11.0, 11.0, 10.0]}
+def test_intervals_are_paired_t_intervals_at_the_level_of_all_comparisons() -> None:
+    values = {"a": [10.0, 12.0, 9.0], "b": [16.0, 19.0, 15.0], "c": [11.0, 12.5, 10.2]}
     pairs = {(pair.first, pair.second): pair for pair in compare_pairs(values)}
     assert set(pairs) == {("a", "b"), ("a", "c"), ("b", "c")}
     logs = np.log(values["a"]) - np.log(values["b"])
-    low, high = stats.t.interval(1 - 0.05 / 3, 2, logs.mean(), stats.sem(logs))
+    low, high = stats.t.interval(1 - 0.05 / 6, 2, logs.mean(), stats.sem(logs))
     pair = pairs["a", "b"]
     assert pair.ratio == pytest.approx(math.exp(logs.mean()))
     assert (pair.low, pair.high) == pytest.approx((math.exp(low), math.exp(high)))
@@ -175,6 +205,42 @@ def test_one_seed_supports_nothing() -> None:
     assert smallest_visible_ratio([pair]) == math.inf
 
 
+def test_runs_that_diverged_win_nothing_against_each_other() -> None:
+    """Kinds share start weights, so the ratios of untrained generators are steady."""
+    untrained = {"a": (1000.0, 1500.0, 2000.0), "b": (1100.0, 1651.0, 2203.0)}
+    lost = [course((), diverged_at=3)] * 3
+    assert compare_pairs(untrained)[0].better == "a"
+    (pair,) = compare_pairs({kind: of_whole_runs(lost, v) for kind, v in untrained.items()})
+    assert pair.better is None and pair.ratio is None and pair.num_seeds == 0
+    assert "too few runs trained to the end" in verdict([pair], 3)
+
+
+def test_only_seeds_at_which_both_trained_to_the_end_are_compared() -> None:
+    (whole,) = compare_pairs({"a": [10.0, 12.0, 9.0], "b": [15.0, 17.0, 14.0]})
+    for ends in ((None, None), (None, 1e-9), (None, 1e9)):
+        (pair,) = compare_pairs({"a": [10.0, 12.0, 9.0, ends[1]], "b": [15.0, 17.0, 14.0, ends[0]]})
+        assert (pair.ratio, pair.low, pair.high) == (whole.ratio, whole.low, whole.high)
+        assert pair.num_seeds == 3 and pair.better == "a"
+
+
+def test_a_kind_that_diverged_where_the_other_trained_is_never_better() -> None:
+    lucky, steady = [10.0, 12.0, 9.0, None], [15.0, 17.0, 14.0, 16.0]
+    for names, unsteady in ((("a", "b"), "a"), (("b", "a"), "b")):
+        values = dict(zip(names, (lucky, steady), strict=True))
+        for order in (names, names[::-1]):
+            (pair,) = compare_pairs({name: values[name] for name in order})
+            assert pair.better is None and pair.unsteady == (unsteady,)
+            assert "diverged where the other did not" in verdict([pair], 4)
+
+
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.0, 3.7)])
+def test_ratios_without_spread_support_nothing(scale: tuple[float, float]) -> None:
+    """Trainings differ; the same ratio to the last digit comes from runs that are no two draws."""
+    (pair,) = compare_pairs({"a": [10 * s for s in scale], "b": [10.01 * s for s in scale]})
+    assert pair.better is None and pair.high == math.inf
+    assert pair.ratio == pytest.approx(10 / 10.01)
+
+
 def test_pairing_by_seed_removes_what_seeds_have_in_common() -> None:
     hard = np.array([1.0, 3.0, 10.0, 2.0])
     better = compare_pairs({"a": 10 * hard, "b": 13 * hard * [1.0, 1.02, 0.98, 1.0]})[0]
@@ -183,20 +249,30 @@ def test_pairing_by_seed_removes_what_seeds_have_in_common() -> None:
     assert unpaired.better is None
 
 
-@pytest.mark.parametrize(("kinds", "seeds"), [(2, 2), (4, 3), (6, 5)])
-def test_luck_alone_is_seldom_called_better(kinds: int, seeds: int) -> None:
-    """Kinds that do not differ: at most 1 in 20 comparisons may claim anything at all."""
+@pytest.mark.parametrize("diverging", [0.0, 0.5])
+@pytest.mark.parametrize(("kinds", "seeds", "trials"), [(2, 2, 2000), (4, 3, 400), (6, 5, 400)])
+def test_luck_alone_is_seldom_called_better(
+    kinds: int, seeds: int, trials: int, diverging: float
+) -> None:
+    """Kinds that do not differ: at most 1 in 20 comparisons may claim anything at all, be it after
+    equal steps or after equal time (readings of the same runs, so they go together)."""
     rng = np.random.default_rng(0)
-    trials = 400
-    claims = sum(
-        any(
+
+    def draw_run() -> tuple[float | None, float | None]:
+        at_steps = rng.normal(4, 0.1)
+        at_time = 4 + 0.5 * (at_steps - 4) + rng.normal(0, 0.1)
+        diverged = rng.random() < diverging
+        return (None, None) if diverged else (math.exp(at_steps), math.exp(at_time))
+
+    def claims_anything() -> bool:
+        runs = {str(kind): [draw_run() for _ in range(seeds)] for kind in range(kinds)}
+        return any(
             pair.better
-            for pair in compare_pairs(
-                {str(k): np.exp(rng.normal(4, 0.3, seeds)).tolist() for k in range(kinds)}
-            )
+            for reading in (0, 1)
+            for pair in compare_pairs({kind: [r[reading] for r in of] for kind, of in runs.items()})
         )
-        for _ in range(trials)
-    )
+
+    claims = sum(claims_anything() for _ in range(trials))
     assert claims / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 
 

@@ -1,13 +1,16 @@
 """Gradients that are not finite update nothing; a run heals from what passes, and no more."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from distgan import storage
 from distgan.adversarial_step import MicroBatch
-from distgan.checkpoint import committed_steps, load_newest
+from distgan.checkpoint import checkpoint_folder, committed_steps, load_newest, read_checkpoint
 from distgan.config_loading import load_config
 from distgan.data.stream import ClipStream
 from distgan.errors import DivergedError
@@ -45,6 +48,21 @@ def spoil(trainer: Trainer, steps: list[int], *, network: str, times: int = 10**
     setattr(trainer.adversarial, f"{network}_loss", spoilt)
 
 
+def test_a_loss_that_is_not_finite_counts_though_its_gradient_is(
+    tiny_data: str, tmp_path: Path
+) -> None:
+    one = trainer(tiny_data, tmp_path)
+    loss_of = one.adversarial.generator_loss
+
+    def raised(batch: MicroBatch) -> Any:
+        loss, metrics = loss_of(batch)
+        return loss + float("inf"), metrics
+
+    one.adversarial.generator_loss = raised  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="gradient norm of the generator"):
+        one.run(NoSignal())
+
+
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     checkpoint, problems = load_newest(str(run))
     assert checkpoint is not None and not problems
@@ -76,6 +94,36 @@ def test_what_passes_leaves_no_trace(tiny_data: str, tmp_path: Path) -> None:
     assert all(torch.equal(calm[name], healed[name]) for name in calm)
     steps = [line["step"] for line in read_metrics(str(tmp_path / "other" / "metrics.jsonl"))]
     assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "manifest.json"])
+def test_going_back_waits_for_the_checkpoint_that_is_being_written(
+    file: str,
+    tiny_data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is whole then, and the one to go back to."""
+    write_bytes, at_work = storage.write_bytes, threading.Event()
+
+    def write(path: str, data: bytes) -> None:
+        if path.endswith(f"00000008/{file}") and not at_work.is_set():
+            at_work.set()
+            while one.step < 10:
+                time.sleep(0.01)
+            time.sleep(1)
+        write_bytes(path, data)
+
+    one = trainer(tiny_data, tmp_path)
+    monkeypatch.setattr(storage, "write_bytes", write)
+    spoil(one, [9, 10], network="generator", times=2)
+    assert one.run(NoSignal()).step == 12
+    assert at_work.is_set()
+    assert "from step 8" in capsys.readouterr().out
+    assert committed_steps(str(tmp_path)) == [4, 8, 12]
+    for step in (8, 12):
+        read_checkpoint(checkpoint_folder(str(tmp_path), step), step)
 
 
 def test_what_comes_again_ends_the_run(tiny_data: str, tmp_path: Path) -> None:

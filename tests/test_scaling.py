@@ -4,9 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 
 from cluster import devices, job
-from cluster.scaling import allowed_sizes, check_sizes, size_for
+from cluster.board import RankFacts, Snapshot
+from cluster.devices import places
+from cluster.scaling import Places, allowed_sizes, check_sizes, size_for
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import UserError
@@ -28,9 +31,7 @@ def test_sizes_divide_batch_and_lanes_within_the_bounds() -> None:
 
 def test_the_largest_size_that_fits_is_taken() -> None:
     elastic = config(num_workers=4, min_workers=2, max_workers=12)
-    assert [size_for(elastic, devices) for devices in (2, 5, 7, 100)] == [2, 4, 6, 12]
-    with pytest.raises(UserError, match=r"needs at least 2 devices.*the cluster has 1"):
-        size_for(elastic, 1)
+    assert [size_for(elastic, places) for places in (1, 2, 5, 7, 100)] == [0, 2, 4, 6, 12]
 
 
 @pytest.mark.parametrize(
@@ -46,40 +47,52 @@ def test_impossible_sizes_are_refused(values: dict[str, int], words: str) -> Non
         check_sizes(config(**values))
 
 
-def run_with_devices(
-    numbers: list[int], monkeypatch: pytest.MonkeyPatch, *, failures: int
+def run_with_places(
+    looks: list[Places], monkeypatch: pytest.MonkeyPatch, *, started: bool = False, **cluster: int
 ) -> job._Run:
-    """A run on a cluster that has so many devices when it is looked at, one look after the other;
-    the last number stays."""
+    """A run on a cluster that has these places when it is looked at, one look after the other; the
+    last one stays."""
     monkeypatch.setattr(job, "wait_until_settled", lambda stopped: None)
     monkeypatch.setattr(job, "_WAIT_S", 0.01)
-    monkeypatch.setattr(
-        job, "devices", lambda config: numbers.pop(0) if len(numbers) > 1 else numbers[0]
-    )
-    run = job._Run(config(num_workers=4, hang_seconds=0.3), StopSignals())
-    run.failures = failures
+    monkeypatch.setattr(job, "_RELEASE_S", 0.1)
+    monkeypatch.setattr(job, "places", lambda _: looks.pop(0) if len(looks) > 1 else looks[0])
+    run = job._Run(config(**{"num_workers": 4, "hang_seconds": 0.3, **cluster}), StopSignals())
+    run.started, run.failures = started, int(started)
     return run
 
 
+def of(total: int, free: int) -> Places:
+    return Places(total=total, free=free)
+
+
 def test_lost_machines_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_with_devices([3, 3, 4], monkeypatch, failures=1)._size() == 4
+    looks = [of(3, 3), of(3, 3), of(4, 4)]
+    assert run_with_places(looks, monkeypatch, started=True)._size() == 4
 
 
 def test_but_not_at_the_start_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError):
-        run_with_devices([3, 4], monkeypatch, failures=0)._size()
+    with pytest.raises(UserError, match=r"needs at least 4 devices.*the cluster has 3, 3 of them"):
+        run_with_places([of(3, 3), of(4, 4)], monkeypatch)._size()
     with pytest.raises(job.FaultError, match=r"after 0\.3 s of waiting.*the cluster has 3"):
-        run_with_devices([3], monkeypatch, failures=1)._size()
+        run_with_places([of(3, 3)], monkeypatch, started=True)._size()
+
+
+def test_places_that_others_hold_are_left_to_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start a smaller number of workers is taken, or none: with the reason."""
+    assert run_with_places([of(8, 3)], monkeypatch, min_workers=1)._size() == 3
+    with pytest.raises(UserError, match="has 8, 3 of them free; wait until what holds the others"):
+        run_with_places([of(8, 3)], monkeypatch)._size()
+
+
+def test_places_of_workers_that_ended_just_now_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [of(4, 0), of(4, 3), of(4, 4)]
+    assert run_with_places(looks, monkeypatch, started=True, min_workers=1)._size() == 4
 
 
 def test_a_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_with_devices([3], monkeypatch, failures=1)
+    run = run_with_places([of(3, 3)], monkeypatch, started=True)
     run.signals.received = 15
     assert run._size() is None
-
-
-def test_too_few_devices_are_no_reason_to_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not run_with_devices([0], monkeypatch, failures=0)._could_grow_from(4)()
 
 
 def test_a_signal_ends_the_wait_for_silent_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,3 +109,63 @@ def test_a_signal_ends_the_wait_for_silent_machines(monkeypatch: pytest.MonkeyPa
     asked = iter([False, False, True])
     devices.wait_until_settled(lambda: next(asked))
     assert list(asked) == []
+
+
+class _Attempt:
+    """Of so many workers, of which some have begun."""
+
+    def __init__(self, size: int, begun: int) -> None:
+        facts = RankFacts(pid=1, node_id="", host="", stacks="")
+        self.size, self.last = size, Snapshot(0.0, dict.fromkeys(range(begun), facts), [], None)
+
+
+@pytest.mark.parametrize(
+    ("begun", "there", "grows"),
+    [
+        (4, of(8, 4), True),
+        (4, of(8, 1), False),  # 5 workers can't share the batch, and others hold the rest
+        (4, of(8, 0), False),
+        (4, of(4, 0), False),
+        (4, of(0, 0), False),
+        (3, of(8, 5), False),  # one place that looks free is its own
+    ],
+)
+def test_a_run_grows_into_what_is_free_alone(
+    begun: int, there: Places, grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with_places([there], monkeypatch, max_workers=12)
+    attempt: Any = _Attempt(4, begun)
+    assert run._could_grow_from(attempt)() is grows
+
+
+@pytest.mark.parametrize(
+    ("machines", "cpus", "total", "free"),
+    [
+        ([({"CPU": 3}, {"CPU": 3})] * 2, 2, 2, 2),  # a worker is not split between machines
+        ([({"CPU": 4}, {"CPU": 1})] * 2, 2, 4, 0),
+        ([({"CPU": 0.3}, {"CPU": 0.3})], 0.1, 3, 3),
+        ([({"CPU": 2}, {}), ({"CPU": 2}, {"CPU": 2, "memory": 1})], 1, 4, 2),
+        # A GPU is of no use where no CPUs are left, nor CPUs without a GPU.
+        ([({"CPU": 2, "GPU": 4}, {"CPU": 1, "GPU": 3})], 1, 2, 1),
+        ([({"CPU": 9, "GPU": 1}, {"CPU": 9, "GPU": 1}), ({"CPU": 9}, {"CPU": 9})], 1, 1, 1),
+        ([({"CPU": 9, "GPU": 2}, {"CPU": 9})], 1, 2, 0),  # busy GPUs are no reason to use CPUs
+    ],
+)
+def test_places_are_counted_machine_by_machine(
+    machines: list[tuple[dict[str, float], dict[str, float]]], cpus: float, total: int, free: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """`machines`: what each has, and what of it is free."""
+    nodes = [
+        {"NodeID": str(i), "Alive": True, "Resources": there}
+        for i, (there, _) in enumerate(machines)
+    ]
+    lost = {"NodeID": "lost", "Alive": False, "Resources": {"CPU": 100, "GPU": 100}}
+    sums = {n: sum(there.get(n, 0) for there, _ in machines) for n in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, lost])
+    monkeypatch.setattr(ray, "cluster_resources", lambda: sums)
+    monkeypatch.setattr(
+        devices, "available_resources_per_node",
+        lambda: {str(i): left for i, (_, left) in enumerate(machines)} | {"lost": {"CPU": 100}},
+    )  # fmt: skip
+    assert places(config(cpus_per_worker=cpus, num_workers=1)) == of(total, free)

@@ -1,21 +1,26 @@
 """Ranks that exchange numbers and values get the same ones, whatever each has."""
 
+import functools
 import multiprocessing
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.worker import refuse_together, storage_problem, version_problem, versions
+from cluster.worker import check_storage, check_versions, versions
 from distgan import storage
-from distgan.checkpoint import Fragment, committed_steps, load_newest
+from distgan.checkpoint import Fragment, checkpoint_folder, committed_steps, load_newest
 from distgan.config import Config
 from distgan.config_loading import with_values
-from distgan.errors import UserError
+from distgan.errors import DistganError, DivergedError, StorageError, UserError
+from distgan.resuming import _newest_for_all as newest_for_all
 from distgan.saving import Saver
-from distgan.team import Alone, GroupTeam, from_first
+from distgan.team import Alone, GroupTeam, failing_together, from_first
 
 RANKS = 3
 
@@ -93,30 +98,109 @@ def test_the_pieces_of_all_ranks_are_one_commit(tmp_path: Path) -> None:
         assert values == [30, 31, 31, 32, 32, 32]
 
 
+def resume_from_damage(team: GroupTeam, folder: str) -> Any:
+    run, told = f"{folder}/run", []
+    saver = Saver(run, 2, team)
+    saver.begin(1, [Fragment("x", (RANKS,), team.rank, torch.ones(1))], {"step": 1})
+    saver.finish()
+    file = Path(checkpoint_folder(run, 1), "rank-00001.safetensors")
+    whole, damaged = file.read_bytes(), file.read_bytes()[:-1]
+    for reader in (1, 0):
+        seen = damaged if team.rank == reader else whole
+        with mock.patch.object(storage, "read_bytes", reading_instead(str(file), seen)):
+            told.append(told_by(lambda: newest_for_all(run, team)))
+    return told
+
+
+def reading_instead(path: str, data: bytes) -> Callable[..., bytes]:
+    read = storage.read_bytes
+    return lambda other, **options: data if other == path else read(other, **options)
+
+
+def test_damage_that_one_rank_alone_reads_all_ranks_raise(tmp_path: Path) -> None:
+    for by_one, by_the_first in in_group(resume_from_damage, tmp_path):
+        assert by_one[0] == by_the_first[0] == 2
+        assert by_one[1].startswith(f"rank 1 on {platform.node()}: {tmp_path}/run")
+        assert "while rank 0 found it whole" in by_one[1]
+        assert by_the_first[1].startswith(f"rank 0 on {platform.node()}: every checkpoint in")
+
+
 def with_folders_of_their_own(team: GroupTeam, folder: str) -> Any:
     config = with_values(Config(), {"run.dir": f"{folder}/{min(team.rank, 1)}"})
-    try:
-        refuse_together(team, storage_problem(config, team))
-    except UserError as error:
-        return str(error), storage.list_names(f"{folder}/0")
-    return None
+    return told_by(lambda: check_storage(config, team)), storage.list_names(f"{folder}/0")
 
 
 def test_a_run_folder_that_not_all_ranks_share_is_refused_by_all(tmp_path: Path) -> None:
     for told, left in in_group(with_folders_of_their_own, tmp_path):
-        assert "is not the same folder" in told and "shared disk" in told
+        assert told[0] == 2
+        assert told[1].startswith(f"rank 1 on {platform.node()}: run.dir=")
+        assert "not the same folder" in told[1] and "shared disk" in told[1]
         assert left == []
 
 
-def with_other_versions(team: GroupTeam, folder: str) -> Any:
-    wanted = versions() | ({"torch": "0.0"} if team.rank == 2 else {})
+UNREACHABLE = [
+    (0, "write_bytes", PermissionError(13, "Permission denied", "/runs/a")),
+    (1, "exists", OSError(116, "Stale file handle", "/runs/a")),
+    (2, "read_bytes", StorageError("can't read s3://bucket/runs/a for 300 s")),
+]
+"""A rank, which call of storage fails there, and how."""
+
+
+def with_storage_that_fails(team: GroupTeam, folder: str) -> Any:
+    def fail(error: Exception, *arguments: Any, **options: Any) -> Any:
+        raise error
+
+    config = with_values(Config(), {"run.dir": f"{folder}/run"})
+    told = []
+    for rank, call, error in UNREACHABLE:
+        own = functools.partial(fail, error) if team.rank == rank else getattr(storage, call)
+        with mock.patch.object(storage, call, own):
+            told.append(told_by(lambda: check_storage(config, team)))
+    return told, storage.list_names(f"{folder}/run")
+
+
+def test_a_run_folder_that_one_rank_can_not_reach_is_refused_by_all(tmp_path: Path) -> None:
+    for told, left in in_group(with_storage_that_fails, tmp_path):
+        for (code, message), (rank, _, error) in zip(told, UNREACHABLE, strict=True):
+            assert code == 2
+            assert message.startswith(f"rank {rank} on {platform.node()}: run.dir={tmp_path}/run")
+            assert str(error) in message and "shared disk" in message
+        assert left == []
+
+
+def with_problems_of_some(team: GroupTeam, folder: str) -> Any:
+    def check() -> None:
+        with failing_together(team):
+            check_versions(versions() | ({"torch": "0.0"} if team.rank == 2 else {}))
+
+    def fail() -> None:
+        with failing_together(team):
+            pass
+        with failing_together(team):
+            if team.rank:
+                raise DivergedError("the first one") if team.rank == 1 else UserError("another")
+
+    return told_by(check), told_by(fail)
+
+
+def test_what_is_wrong_on_one_rank_all_ranks_raise(tmp_path: Path) -> None:
+    for (code, versions_message), first in in_group(with_problems_of_some, tmp_path):
+        assert code == 2 and versions_message.startswith(f"rank 2 on {platform.node()}")
+        assert "torch" in versions_message and "instead of 0.0" in versions_message
+        assert first == (3, f"rank 1 on {platform.node()}: the first one")
+
+
+def test_alone_an_error_stays_as_it_is() -> None:
+    error = UserError("mine")
+    with pytest.raises(UserError) as raised, failing_together(Alone()):
+        raise error
+    assert raised.value is error
+
+
+def told_by(work: Callable[[], Any]) -> tuple[int, str] | None:
+    """Exit code and message of the error that it raises."""
     try:
-        refuse_together(team, version_problem(wanted))
-    except UserError as error:
-        return str(error)
+        work()
+    except DistganError as error:
+        return error.exit_code, str(error)
     return None
-
-
-def test_a_machine_with_other_versions_is_refused_by_all(tmp_path: Path) -> None:
-    for told in in_group(with_other_versions, tmp_path):
-        assert "instead of 0.0" in told and "torch" in told

@@ -176,10 +176,11 @@ def test_a_key_is_inert_where_the_layer_computes_the_same(kind: Any, key: str) -
         return [*weights, layer(torch.randn(1, 4, 4, 4, 16))]
 
     one, other = computed(config), computed(changed)
-    same = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(one, other, strict=True)]
+    pairs = zip(one, other, strict=False)  # l2 has no norms, so fewer weights
+    same = len(one) == len(other) and all(torch.equal(a, b) for a, b in pairs)
     if key == "block" or key == "reach":  # all pairs are seen at density 1, by any block
         return
-    assert all(same) == (key not in READ_BY[kind])
+    assert same == (key not in READ_BY[kind])
 
 
 def test_what_has_no_say_takes_the_base_s_value_and_twins_are_known() -> None:
@@ -222,7 +223,11 @@ def test_a_space_is_counted_without_twins_and_without_the_base() -> None:
 @pytest.mark.parametrize("preset", ["demo", "small-64", "base-128"])
 def test_ready_spaces_fit_the_presets(name: str, preset: str) -> None:
     made = Space(read_space(name), load_config(preset))
-    assert {str(made.sample(0, index)) for index in range(5)}
+    rows = [made.sample(0, index) for index in range(60)]
+    assert len({str(row) for row in rows}) > 30
+    if name != "optimizer":  # each size of a block comes up where it is read
+        sparse = [row for row in rows if row["model.attention.kind"] == "sparse"]
+        assert len({str(row["model.attention.block"]) for row in sparse}) >= 2
 
 
 def test_a_space_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:

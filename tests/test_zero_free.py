@@ -32,9 +32,12 @@ VALUES: dict[str, Any] = {
 DDP = "DDP"
 CLIPPED = {"optim.generator.clip_norm": 0.05, "optim.discriminator.clip_norm": 0.05}
 ACCUMULATED = {"train.accumulation": 2}
+FOR_THREE = {"train.batch_size": 6, "data.lanes": 3}
 DRIFTING: dict[str, tuple[int, dict[str, Any]]] = {
+    "0": (0, {}),
     "3": (3, {}),
     "1 clipped": (1, CLIPPED),
+    "2 accumulated": (2, ACCUMULATED),
     "3 clipped and accumulated": (3, CLIPPED | ACCUMULATED),
 }
 
@@ -91,9 +94,10 @@ def compare_all() -> Found:
 
 def drift(stage: int, values: dict[str, Any]) -> Drift:
     config = config_of(stage, values)
-    clip = config.optim.generator.clip_norm
-    whole = {name: tensor.reshape(-1) for name, tensor in plain_after(clip, 1).items()}
-    other = plain_after(clip, 2 * config.train.accumulation)
+    clip, size = config.optim.generator.clip_norm, config.train.batch_size
+    parts = torch.distributed.get_world_size() * config.train.accumulation
+    whole = {name: tensor.reshape(-1) for name, tensor in plain_after(clip, size, 1).items()}
+    other = plain_after(clip, size, parts)
     zero, _ = run(config, sharded_engines(config, CPU), DRIFT_STEPS, own=True)
     weights = [f for f in fragments(zero) if ".optimizer/" not in f.name]
     return Drift(
@@ -111,10 +115,11 @@ def squares(difference: Tensor) -> float:
 
 
 @functools.cache
-def plain_after(clip_norm: float, parts: int) -> dict[str, Tensor]:
+def plain_after(clip_norm: float, batch_size: int, parts: int) -> dict[str, Tensor]:
     """The state of plain PyTorch that takes the batch in so many parts."""
-    clipped = {f"optim.{name}.clip_norm": clip_norm for name in ("generator", "discriminator")}
-    config = config_of(0, clipped | {"train.accumulation": parts})
+    values = {f"optim.{name}.clip_norm": clip_norm for name in ("generator", "discriminator")}
+    values |= {"train.batch_size": batch_size, "train.accumulation": parts}
+    config = config_of(0, values)
     return plain_state(run(config, plain_engines(config, CPU), DRIFT_STEPS, own=False)[0])
 
 
@@ -160,7 +165,18 @@ def test_stages_1_and_2_equal_ddp_to_the_bit_over_a_hundred_steps(
 def test_the_rest_drifts_no_further_than_another_order_of_sums(
     name: str, found: list[Found]
 ) -> None:
-    ours = math.sqrt(sum(rank.drift[name].ours for rank in found))
-    plain = math.sqrt(found[0].drift[name].plain)
+    assert_drifts_no_further([rank.drift[name] for rank in found])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_three_ranks_drift_no_further_either(stage: int) -> None:
+    assert_drifts_no_further(run_on_ranks(drift, (stage, FOR_THREE), world_size=3))
+
+
+def assert_drifts_no_further(drifts: list[Drift]) -> None:
+    """Than twice as far as plain PyTorch."""
+    ours, plain = math.sqrt(sum(rank.ours for rank in drifts)), math.sqrt(drifts[0].plain)
+    print(f"drift: {ours:.3g} against {plain:.3g}")
     assert plain > 0
     assert ours <= 2 * plain, (ours, plain)

@@ -8,7 +8,6 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from cluster.engine_difference import Difference, largest, measure
 from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
 from cluster.parity import ParityError, check_parity
 from cluster.ranks import run_on_ranks
@@ -199,26 +198,6 @@ def test_the_sharded_average_equals_the_plain_one(stage: int, found: list[Found]
         assert average.written_once
 
 
-class Tutorial(ZeroEngine):
-    """As DeepSpeed's GAN tutorial does it: D is not frozen, and called through its engine."""
-
-    def bare(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
-        return self(*inputs, full_precision=full_precision)
-
-    def frozen(self) -> Any:
-        return torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
-
-
-class TwoBackwards(ZeroEngine):
-    """The loss of D in two backwards before one step."""
-
-    def backward(self, loss: Tensor) -> None:
-        self._backwards += 1
-        self._engine.set_gradient_accumulation_boundary(True)
-        self._engine.backward(loss / 2, retain_graph=True, scale_wrt_gas=False)
-        self._engine.backward(loss / 2, scale_wrt_gas=False)
-
-
 class Unaveraged(ZeroEngine):
     """Gradients are summed over the ranks: a plain mistake that must not pass."""
 
@@ -226,50 +205,9 @@ class Unaveraged(ZeroEngine):
         super().backward(loss * self.world_size)
 
 
-def tutorial(name: str, module: Any, optim: NetworkOptimConfig, sharding: ShardingConfig,
-             precision: str, accumulation: int) -> Engine:  # fmt: skip
-    return Tutorial(name, module, optim, sharding, precision=precision, accumulation=accumulation)
-
-
-def two_backwards(name: str, module: Any, optim: NetworkOptimConfig, sharding: ShardingConfig,
-                  precision: str, accumulation: int) -> Engine:  # fmt: skip
-    kind = TwoBackwards if name == "discriminator" else ZeroEngine
-    return kind(name, module, optim, sharding, precision=precision, accumulation=accumulation)
-
-
 def unaveraged(name: str, module: Any, optim: NetworkOptimConfig, sharding: ShardingConfig,
                precision: str, accumulation: int) -> Engine:  # fmt: skip
     return Unaveraged(name, module, optim, sharding, precision=precision, accumulation=accumulation)
-
-
-def try_traps() -> dict[tuple[str, int], str]:
-    """On a rank: what each wrong way comes to at each stage: `equal`, `wrong` or `raises`."""
-    outcomes = {}
-    for make in (tutorial, two_backwards):
-        for stage in STAGES:
-            config = tiny_config({
-                "cluster.generator.zero_stage": stage,
-                "cluster.discriminator.zero_stage": stage,
-                "optim.generator.kind": "sgd",
-                "optim.discriminator.kind": "sgd",
-                "loss.penalty": "none",
-            })  # fmt: skip
-            try:
-                worst: Difference = largest(measure([config], 2, "cpu", make)[0])
-                outcome = "equal" if worst.weights < 1e-3 else "wrong"
-            except (RuntimeError, AssertionError, AttributeError, TypeError):
-                outcome = "raises"
-            outcomes[make.__name__, stage] = outcome
-    return outcomes
-
-
-def test_the_ways_that_are_wrong_are_known() -> None:
-    """With DeepSpeed 0.19.8. When this changes, look at the engine's rules again."""
-    first, second = run_on_ranks(try_traps, (), world_size=2)
-    assert first == second
-    # Other networks came to other outcomes under the first (wrong at 1, an assertion at 2 and 3).
-    assert [first["tutorial", s] for s in STAGES] == ["raises", "equal", "equal", "wrong"]
-    assert [first["two_backwards", s] for s in STAGES] == ["equal", "wrong", "wrong", "raises"]
 
 
 PARITY = {

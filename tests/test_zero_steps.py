@@ -24,9 +24,11 @@ from tests.tiny_networks import CPU, tiny_config
 BOTH = ("generator", "discriminator")
 # Measured: weights 7.4e-6, outputs 3.3e-7, losses 6.0e-8, norms 1.4e-7, bit-equal in most cases.
 SAME_PARTS = Difference(weights=3e-5, outputs=1e-6, losses=2e-7, gradient_norms=5e-7)
-# One joined batch rounds differently in the kernels, and Adam's first step turns a gradient of
-# noise into a full one. Measured: weights 1.5e-3, outputs 2.2e-6, losses 8.9e-8, norms 4.7e-5.
-JOINED = Difference(weights=5e-3, outputs=7e-6, losses=3e-7, gradient_norms=2e-4)
+# What the project promises where sums have another order: losses within 1e-6 and gradients within
+# 2e-4 by norm. (Without Adam, weights change by the clipped gradients.) Measured on one joined
+# batch: weights 3.9e-5, outputs 1.5e-5, losses 1.2e-7, norms 1.1e-5; over 100 steps in the same
+# parts: 2.9e-5, 3.6e-6, 9.0e-8, 1.7e-7; on three ranks: 4.8e-5, 1.7e-6, 6.0e-8, 2.4e-6.
+PROMISED = Difference(weights=2e-4, outputs=5e-5, losses=1e-6, gradient_norms=2e-4)
 
 
 def case(stages: tuple[int, int], optim: dict[str, Any] | None = None, **values: Any) -> Config:
@@ -69,6 +71,9 @@ CASES: dict[str, Config] = {
                         **WEIGHTS_OFFLOADED),
 }  # fmt: skip
 JOINED_CASES = ("0", "1", "2", "3", "1 accumulated", "3 accumulated", "3, along gradient")
+# Adam turns a gradient that is noise into a full step. A large rate: the step shall be far above
+# the rounding of the weights.
+PLAIN_STEP = {"kind": "sgd", "lr": 1.0, "clip_norm": 0.05, "weight_decay": 0.0}
 
 
 GENTLE = {"kind": "sgd", "lr": 1e-3, "momentum": 0.5}
@@ -88,10 +93,15 @@ def found() -> Found:
     return run_on_ranks(compare_all, (), world_size=2)[0]
 
 
+def by_plain_steps(name: str) -> Config:
+    values = {f"optim.{net}.{key}": value for net in BOTH for key, value in PLAIN_STEP.items()}
+    return with_values(CASES[name], values)
+
+
 def compare_all() -> Found:
     """On a rank."""
     same_parts = map(largest, measure(list(CASES.values()), 3))
-    joined = map(largest, measure([CASES[name] for name in JOINED_CASES], 3, joined=True))
+    joined = map(largest, measure([by_plain_steps(n) for n in JOINED_CASES], 3, joined=True))
     free = [case((stage, stage), GENTLE, loss__gamma=0.1) for stage in range(4)]
     return Found(
         same_parts=dict(zip(CASES, same_parts, strict=True)),
@@ -107,7 +117,7 @@ def test_a_step_equals_plain_pytorch(name: str, found: Found) -> None:
 
 @pytest.mark.parametrize("name", JOINED_CASES)
 def test_a_step_equals_plain_pytorch_on_the_joined_batch(name: str, found: Found) -> None:
-    assert found.joined[name].within(JOINED), found.joined[name]
+    assert found.joined[name].within(PROMISED), found.joined[name]
 
 
 def test_twenty_free_steps_stay_together_at_gentle_settings(found: Found) -> None:
@@ -144,12 +154,13 @@ def of_three(config: Config) -> Config:
 
 @pytest.mark.soak
 def test_three_ranks_take_the_same_step() -> None:
-    """Their parts of the flat tensors end within parameters, and padding is in play."""
+    """Their parts of the flat tensors end within parameters, padding is in play, and their sums
+    have an order of their own."""
     names = ("1", "2 accumulated", "3")
     configs = [of_three(CASES[name]) for name in names]
     found = run_on_ranks(measure, (configs, 3), world_size=3)[0]
     for name, steps in zip(names, found, strict=True):
-        assert largest(steps).within(SAME_PARTS), (name, largest(steps))
+        assert largest(steps).within(PROMISED), (name, largest(steps))
 
 
 @pytest.mark.soak
@@ -160,7 +171,7 @@ def test_a_hundred_steps_equal_plain_pytorch(ranks: int) -> None:
     found = run_on_ranks(measure, (configs, 100), world_size=ranks, timeout_s=1500)[0]
     worst = dict(zip(CASES, map(largest, found), strict=True))
     print(worst)
-    assert [name for name in worst if not worst[name].within(SAME_PARTS)] == [], worst
+    assert [name for name in worst if not worst[name].within(PROMISED)] == [], worst
 
 
 @pytest.mark.soak

@@ -1,11 +1,9 @@
 """What a trial needs of the cluster, and how many trials fit."""
 
-import math
-
 import ray
 from ray.tune import PlacementGroupFactory
 
-from cluster.devices import devices, uses_gpus
+from cluster.devices import fitting, places, uses_gpus
 from distgan.config import Config
 from distgan.errors import UserError
 from tune.records import SweepSpec
@@ -23,22 +21,20 @@ def placement(config: Config, spec: SweepSpec) -> PlacementGroupFactory:
 
 
 def trials_at_a_time(config: Config, spec: SweepSpec) -> int:
-    """How many trials the cluster has room for now.
+    """How many trials the cluster has room for, were nothing else running: the others wait.
 
     Raises:
         UserError: none; nothing would ever start.
     """
     if config.cluster.num_workers:
-        room = devices(config) // config.cluster.num_workers
+        have = places(config).total
+        room = have // config.cluster.num_workers
         what = "GPUs" if uses_gpus(config) else f"x {config.cluster.cpus_per_worker:g} CPUs"
-        wanted, there = f"{config.cluster.num_workers} {what}", f"{devices(config)} {what}"
+        wanted, there = f"{config.cluster.num_workers} {what}", f"{have} {what}"
     else:
         needs = _of_one_process(config, spec)
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        room = sum(
-            min(math.floor(machine.get(name, 0) / count + 1e-9) for name, count in needs.items())
-            for machine in machines
-        )
+        room = fitting(machines, needs)
         wanted = " and ".join(f"{count:g} {name}" for name, count in needs.items())
         largest = {name: max(m.get(name, 0) for m in machines) for name in needs}
         there = " and ".join(f"{count:g} {name}" for name, count in largest.items())

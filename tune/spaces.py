@@ -20,6 +20,7 @@ ATTENTION: dict[str, object] = {
     },
     "model.attention.scores": {"choice": ["dot", "l2"]},
     "model.attention.window": {"choice": [[3, 3, 3], [3, 5, 5], [0, 3, 3]]},
+    "model.attention.block": {"choice": [[2, 2, 2], [1, 4, 4], [2, 4, 4]]},
     "model.attention.density": {"choice": [0.125, 0.25, 0.5]},
 }
 

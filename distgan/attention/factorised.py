@@ -3,11 +3,11 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distgan.attention.pairwise import Scores
 from distgan.attention.self_attention import SelfAttention
+from distgan.blocks import normalise_channels
 from distgan.sparsity import Grid
 
 
@@ -58,7 +58,7 @@ class FactorisedAttention(nn.Module):
         }
 
     def _between(self, tokens_BLE: Tensor, space_BLE: Tensor) -> Tensor:
-        return F.layer_norm(tokens_BLE + space_BLE, tokens_BLE.shape[-1:])
+        return normalise_channels(tokens_BLE + space_BLE)
 
     def _mix_space(self, tokens_BLE: Tensor, grid: Grid) -> Tensor:
         frames, height, width = grid

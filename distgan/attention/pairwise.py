@@ -3,7 +3,7 @@
 Shapes: B clips, N heads, L tokens, D head dim. Scores of a query q and a key k, both (D,):
 
     dot: q k / sqrt(D)                       (Vaswani et al. 2017, equation 1)
-    l2:  -(|q|^2 - 2 q k + |k|^2) / sqrt(D)  (Kim et al. 2021, equation 8, heads not tied)
+    l2:  -|q - k|^2 / sqrt(D)                (Kim et al. 2021, equation 8, weights not tied)
 """
 
 import contextlib
@@ -75,31 +75,42 @@ def wide(tensor: Tensor) -> torch.dtype:
 def fast_attention(
     q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor, scores: Scores = "dot"
 ) -> Tensor:
-    """The same over all pairs by a fused kernel, except for short bf16 sequences on a CPU: there
-    the plain products take 0.3 to 0.5 of its time (`python -m benchmarks attention --short`)."""
-    on_cpu_in_bf16 = q_BNLD.device.type == "cpu" and q_BNLD.dtype == torch.bfloat16
-    if on_cpu_in_bf16 and q_BNLD.shape[2] <= LONGEST_PLAIN_SEQUENCE:
-        return reference_attention(q_BNLD, k_BNLD, v_BNLD, scores)
-    if scores == "dot":
-        return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
-    head_dim = q_BNLD.shape[-1]
-    q, k = as_dot_products(q_BNLD, k_BNLD, scores)
-    v = F.pad(v_BNLD, (0, q.shape[-1] - head_dim))  # fused kernels want equal widths
-    return F.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
-
-
-def as_dot_products(q: Tensor, k: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
-    """Queries and keys whose products, over sqrt(D), have the softmax of these scores.
-
-    For l2 one more channel holds -|k|^2; |q|^2 is the same for all keys of a query and falls out of
-    the softmax. D is taken off |k|^2, for all keys alike: normalised keys have about that, and less
-    is lost in bf16. The width stays a multiple of 8, as fused kernels want it.
+    """The same over all pairs by a fused kernel, except for dot on short bf16 sequences on a CPU:
+    there the plain products take 0.3 to 0.5 of its time (`python -m benchmarks attention --short`).
     """
+    on_cpu_in_bf16 = q_BNLD.device.type == "cpu" and q_BNLD.dtype == torch.bfloat16
     if scores == "dot":
-        return q, k
+        if on_cpu_in_bf16 and q_BNLD.shape[2] <= LONGEST_PLAIN_SEQUENCE:
+            return reference_attention(q_BNLD, k_BNLD, v_BNLD)
+        return F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD)
+    head_dim = v_BNLD.shape[-1]
+    q, k, scale = as_dot_products(q_BNLD, k_BNLD, scores)
+    v = F.pad(v_BNLD, (0, q.shape[-1] - head_dim))  # fused kernels want equal widths
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :head_dim]
+
+
+def as_dot_products(q: Tensor, k: Tensor, scores: Scores) -> tuple[Tensor, Tensor, float]:
+    """Queries, keys and a factor: the products times it are these scores.
+
+    For l2, 4 more channels add -|q|^2 and -|k|^2 to 2 q k. Of pairs that are near, and count, these
+    nearly cancel: so each is held in two numbers, which are exact enough in bf16 too, and the scale
+    is applied before they are taken, for it would round them. The width becomes a multiple of 8, as
+    fused kernels want it.
+    """
     head_dim = q.shape[-1]
-    extra = 8 - head_dim % 8
-    norms = head_dim - k.to(wide(k)).square().sum(-1, keepdim=True)
-    norms = norms.to(k.dtype)
-    k = F.pad(torch.cat((k, norms), dim=-1), (0, extra - 1))
-    return F.pad(torch.cat((2 * q, torch.ones_like(norms)), dim=-1), (0, extra - 1)), k
+    if scores == "dot":
+        return q, k, head_dim**-0.5
+    q, k = q * head_dim**-0.25, k * head_dim**-0.25
+    # |q|^2 is the same for all keys of a query: it has no gradient through the softmax.
+    q_square, k_square = _minus_square(q.detach()), _minus_square(k)
+    padding = (0, -(head_dim + 4) % 8)
+    q = F.pad(torch.cat((2 * q, torch.ones_like(k_square), q_square), dim=-1), padding)
+    k = F.pad(torch.cat((k, k_square, torch.ones_like(q_square)), dim=-1), padding)
+    return q, k, 1.0
+
+
+def _minus_square(x: Tensor) -> Tensor:
+    """-|x|^2 (..., 2) as a sum of two numbers: rounded to x's type, and the rest."""
+    whole = -x.to(wide(x)).square().sum(-1, keepdim=True)
+    rounded = whole.to(x.dtype)
+    return torch.cat((rounded, (whole - rounded).to(x.dtype)), dim=-1)

@@ -14,15 +14,20 @@ ROTARY_BASE = 100.0  # wavelengths from 2 pi to about 600 cells: grids are tens 
 def rotary_angles(grid: Grid, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines (L, D/2) of rotary positions (RoFormer, Su et al. 2021) in three axes.
 
-    The D/2 channel pairs are dealt to time, height and width in turn.
+    The D/2 channel pairs are dealt to time, height and width in turn. Where they are fewer than 3,
+    the axes are dealt to the pairs: a pair turns by the sum of its axes' angles (as with the mixed
+    frequencies of Heo et al. 2024, section 3.2), each axis at a speed of its own.
     """
-    pairs = torch.arange(head_dim // 2)
-    axis_of_pair, rank = pairs % 3, pairs // 3
-    num_ranks = max((head_dim // 2 + 2) // 3, 1)
-    frequency = ROTARY_BASE ** (-rank.double() / num_ranks)
+    num_pairs = head_dim // 2
+    turns = torch.arange(max(num_pairs, 3))  # each an axis for a pair
+    axis, pair, rank = turns % 3, turns % num_pairs, torch.maximum(turns // 3, turns // num_pairs)
+    num_ranks = int(rank.max()) + 1
+    frequency_3P = torch.zeros(3, num_pairs, dtype=torch.float64)
+    frequency_3P[axis, pair] = ROTARY_BASE ** (-rank.double() / num_ranks)
     axes = [torch.arange(length, dtype=torch.float64) for length in grid]
     positions_L3 = torch.cartesian_prod(*axes).reshape(-1, 3)
-    angles = positions_L3[:, axis_of_pair] * frequency
+    # No matrix product: costs count those.
+    angles = (positions_L3[..., None] * frequency_3P).sum(dim=1)
     return angles.cos().float().to(device), angles.sin().float().to(device)
 
 

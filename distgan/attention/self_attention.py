@@ -20,10 +20,11 @@ from distgan.sparsity import Grid
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over all pairs of tokens, with normalised queries and keys.
+    """Multi-head attention over all pairs of tokens.
 
-    Query-key normalisation (Henry et al. 2020) bounds the scores; positions are rotary. No biases:
-    the gradient of a key bias is zero in theory and rounding noise in fact.
+    Positions are rotary. Query-key normalisation (Henry et al. 2020) bounds dot scores; l2 has
+    none: between vectors of one length a distance is a product at another temperature. No biases:
+    the gradient of a key bias is zero in theory (for dot) and rounding noise in fact.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class SelfAttention(nn.Module):
         self.scores: Scores = scores
         self.positions = positions
         self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6)
-        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6)
+        dot = scores == "dot"
+        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6) if dot else nn.Identity()
+        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6) if dot else nn.Identity()
         self.out = nn.Linear(heads * head_dim, width, bias=False)
 
     def forward(self, tokens_BLE: Tensor, grid: Grid) -> Tensor:
@@ -67,12 +69,12 @@ class SelfAttention(nn.Module):
         self, q_BNLD: Tensor, k_BNLD: Tensor, v_BNLD: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What `attend` keeps of its inputs for the backward pass, or tensors of these shapes."""
-        q, k = as_dot_products(q_BNLD, k_BNLD, self.scores)
+        q, k, _ = as_dot_products(q_BNLD, k_BNLD, self.scores)
         padding = q.shape[-1] - self.head_dim
         return q, k, F.pad(v_BNLD, (0, padding)) if padding else v_BNLD
 
     def heads_of(self, tokens_BLE: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys (normalised and rotated) and values, each (B, N, L, D)."""
+        """Queries, keys (normalised, for dot, and rotated) and values, each (B, N, L, D)."""
         batch, length, _ = tokens_BLE.shape
         qkv = self.qkv(tokens_BLE).view(batch, length, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)

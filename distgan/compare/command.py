@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from distgan import storage
-from distgan.compare.jobs import Job, MemoryJob, RunJob, SweepJob
-from distgan.compare.plan import Plan, load_plan, make_plan, refuse_changes, save_plan
+from distgan.compare.jobs import ClipsJob, Job, MemoryJob, RunJob, SweepJob
+from distgan.compare.plan import (
+    Plan,
+    load_plan,
+    make_plan,
+    refuse_changes,
+    refuse_other_data,
+    save_plan,
+)
+from distgan.compare.real_clips import REAL_CLIPS
 from distgan.compare.report import write_report
 from distgan.compare.runner import Executor, OneAfterAnother
 from distgan.config import Config
@@ -47,7 +55,8 @@ def compare(request: Request, config: Config, executor: Executor | None = None) 
         The report's statement and where it lies.
 
     Raises:
-        UserError: see `make_plan`; or the folder holds something else, or another comparison.
+        UserError: see `make_plan`; or the folder holds something else, or another comparison, or
+            one on another data set.
         DistganError: a run's process failed.
     """
     storage.configure(config.storage)
@@ -69,15 +78,13 @@ def compare(request: Request, config: Config, executor: Executor | None = None) 
     )
     if saved is not None:
         refuse_changes(request.output, saved, plan)
-    save_plan(request.output, plan)
-    if makes_data:
-        _make_data(request.output, config)
+    plan = _on_its_data(request.output, saved, plan, makes_data)
     executor.run(plan_jobs(plan, request.output))
     return write_report(plan, request.output)
 
 
 def report_only(output: str) -> str:
-    """Writes the report of a comparison again, from its saved runs and costs.
+    """Writes the report of a comparison again, from its folder alone.
 
     Raises:
         UserError: there is no comparison, or parts of it are missing.
@@ -97,7 +104,8 @@ def report_only(output: str) -> str:
 
 def plan_jobs(plan: Plan, output: str) -> list[Job]:
     """Everything to do: what costs little first, so that a kind that can't run here is soon met."""
-    jobs: list[Job] = []
+    clips = storage.join(output, REAL_CLIPS)
+    jobs: list[Job] = [ClipsJob(name="keeping real clips", config=plan.config, result=clips)]
     for kind in plan.kinds:
         config = plan.run_config(output, kind, plan.seeds[0])
         costs = storage.join(output, "costs")
@@ -129,6 +137,21 @@ def _can_judge_validity(config: Config) -> bool:
     """The rules for valid clips know the demo's speed, a frame a step."""
     data = config.data
     return data.frame_stride == 1 and data.clip_frames >= 2 and data.resolution >= 16
+
+
+def _on_its_data(output: str, saved: Plan | None, plan: Plan, makes_data: bool) -> Plan:
+    """Makes the data if need be, and saves the plan with what names the data set."""
+    shards = plan.config.data.shards
+    if makes_data:
+        begun = saved.data_digest if saved else ""
+        save_plan(output, plan.model_copy(update={"data_digest": begun}))
+        _make_data(output, plan.config)
+    _, digest = read_manifest(shards)
+    if saved is not None:
+        refuse_other_data(output, saved, digest, shards)
+    plan = plan.model_copy(update={"data_digest": digest})
+    save_plan(output, plan)
+    return plan
 
 
 def _make_data(output: str, config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from distgan import storage
 from distgan.compare.costs import step_memory_gib, sweep_tokens
 from distgan.compare.measures import divergence, is_measured, measure_run
+from distgan.compare.real_clips import keep_real_clips
 from distgan.config import Config
 from distgan.errors import DivergedError
 from distgan.local import train_locally
@@ -51,6 +52,24 @@ class RunJob:
                 if outcome.signal:
                     return outcome.signal
         measure_run(self.config, demo_data=self.demo_data)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipsJob:
+    """Real clips for the report, which is to stand without the data set."""
+
+    name: str
+    config: Config
+    result: str
+    """NPY file."""
+
+    def is_done(self) -> bool:
+        return storage.exists(self.result)
+
+    def perform(self, *, show_progress: bool) -> int | None:
+        storage.configure(self.config.storage)
+        keep_real_clips(self.config, self.result)
         return None
 
 

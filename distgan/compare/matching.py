@@ -1,8 +1,9 @@
 """Kinds of attention with equally many parameters, so that none wins by being larger.
 
 The knob is `model.attention.mlp_width`, the hidden width of the layer after each attention layer;
-`none` has that layer too. The kind that is largest at the configured width keeps it; the others get
-the width that brings them nearest to it.
+`none` has that layer too. The target of each network is the largest kind's number at the configured
+width. There is one width for both networks, so each kind gets the one at which the network that
+fits worse comes nearest to its target.
 """
 
 import functools
@@ -29,8 +30,13 @@ class MatchedKind(Section):
 
     @property
     def parameters(self) -> int:
-        """Of both networks together; these are what is matched."""
+        """Of both networks together."""
         return self.generator_parameters + self.discriminator_parameters
+
+    @property
+    def of_networks(self) -> tuple[int, int]:
+        """Of generator and discriminator: these are what is matched, each by itself."""
+        return self.generator_parameters, self.discriminator_parameters
 
 
 def known_kinds() -> tuple[str, ...]:
@@ -38,7 +44,7 @@ def known_kinds() -> tuple[str, ...]:
 
 
 def match(config: Config, kinds: Sequence[str], tolerance: float) -> tuple[MatchedKind, ...]:
-    """Each kind with a width that makes all equally large, within `tolerance`.
+    """Each kind with a width that makes all networks equally large, within `tolerance`.
 
     Raises:
         UserError: fewer than two kinds, an unknown or doubled one, one whose options do not fit the
@@ -47,10 +53,16 @@ def match(config: Config, kinds: Sequence[str], tolerance: float) -> tuple[Match
     _check_kinds(config, kinds)
     sizes: dict[str, Callable[[int], MatchedKind]] = {kind: _sizes(config, kind) for kind in kinds}
     least = config.model.attention.mlp_width
-    target = max(size(least).parameters for size in sizes.values())
+    target = _largest([size(least) for size in sizes.values()])
     matched = tuple(_nearest(size, least, target) for size in sizes.values())
     _check_matched(matched, sizes, least, target, tolerance)
     return matched
+
+
+def differences(matched: Sequence[MatchedKind]) -> tuple[float, float]:
+    """Of the generators and of the discriminators: the largest one's relative excess."""
+    generators, discriminators = zip(*(kind.of_networks for kind in matched), strict=True)
+    return max(generators) / min(generators) - 1, max(discriminators) / min(discriminators) - 1
 
 
 def _check_kinds(config: Config, kinds: Sequence[str]) -> None:
@@ -93,44 +105,71 @@ def _sizes(config: Config, kind: str) -> Callable[[int], MatchedKind]:
     return size
 
 
+def _largest(kinds: Sequence[MatchedKind]) -> tuple[int, int]:
+    generators, discriminators = zip(*(kind.of_networks for kind in kinds), strict=True)
+    return max(generators), max(discriminators)
+
+
+def _nearest(
+    size: Callable[[int], MatchedKind], least: int, target: tuple[int, int]
+) -> MatchedKind:
+    """At the width where the worse of both networks is nearest to its target."""
+    widths = [width for place in (0, 1) for width in _bracket(size, least, target, place)]
+    # Between the widths that suit either network: the counts there lie on lines.
+    first, second = size(least + 1), size(least + 2)
+
+    def miss(width: int) -> float:
+        counts: Sequence[int] = size(least).of_networks
+        if width > least:
+            counts = tuple(
+                one + (width - first.mlp_width) * (two - one)
+                for one, two in zip(first.of_networks, second.of_networks, strict=True)
+            )
+        return max(abs(math.log(n / wanted)) for n, wanted in zip(counts, target, strict=True))
+
+    return size(min(range(min(widths), max(widths) + 1), key=miss))
+
+
 def _bracket(
-    size: Callable[[int], MatchedKind], least: int, target: int
-) -> tuple[MatchedKind, MatchedKind]:
-    """At the widths just below and just above the target; equal where the least one reaches it."""
-    if size(least).parameters >= target:
-        return size(least), size(least)
+    size: Callable[[int], MatchedKind], least: int, target: tuple[int, int], place: int
+) -> tuple[int, int]:
+    """Widths just below and just above one network's target; equal where the least reaches it."""
     # From the first width that builds the MLP on, each further one adds equally many parameters.
-    first = least + 1
-    each = size(first + 1).parameters - size(first).parameters
-    above = first + max(0, math.ceil((target - size(first).parameters) / each))
-    return size(above - 1), size(above)
-
-
-def _nearest(size: Callable[[int], MatchedKind], least: int, target: int) -> MatchedKind:
-    return min(_bracket(size, least, target), key=lambda kind: abs(kind.parameters - target))
+    first, second = size(least + 1), size(least + 2)
+    each = second.of_networks[place] - first.of_networks[place]
+    if size(least).of_networks[place] >= target[place] or not each:
+        return least, least
+    missing = target[place] - first.of_networks[place]
+    above = first.mlp_width + max(0, math.ceil(missing / each))
+    return above - 1, above
 
 
 def _check_matched(
     matched: Sequence[MatchedKind],
     sizes: dict[str, Callable[[int], MatchedKind]],
     least: int,
-    target: int,
+    target: tuple[int, int],
     tolerance: float,
 ) -> None:
-    smallest = min(kind.parameters for kind in matched)
-    largest = max(kind.parameters for kind in matched)
-    difference = largest / smallest - 1
-    if difference <= tolerance:
+    found = differences(matched)
+    if max(found) <= tolerance:
         return
-    farthest = max(matched, key=lambda kind: abs(kind.parameters - target))
-    reachable = " and ".join(
-        f"{kind.parameters:,} ({KNOB}={kind.mlp_width})"
-        for kind in dict.fromkeys(_bracket(sizes[farthest.kind], least, target))
+    place = found.index(max(found))
+    network = ("generator", "discriminator")[place]
+    farthest = max(matched, key=lambda kind: abs(kind.of_networks[place] - target[place]))
+    size = sizes[farthest.kind]
+    near = {farthest.mlp_width, *(_bracket(size, least, target, place)[1] for place in (0, 1))}
+    reachable = ", ".join(
+        "{:,} + {:,}".format(*size(width).of_networks) + f" ({KNOB}={width})"
+        for width in sorted(near)
     )
-    enough = math.ceil(difference * 1e5) / 1e5
+    enough = math.ceil(max(found) * 1e5) / 1e5
     raise UserError(
-        f"--kinds: {farthest.kind} can't be brought within {tolerance:g} of {target:,} "
-        f"parameters, which the largest kind has; the nearest that it can have are {reachable}: "
-        f"compare with --tolerance {enough:g}, or choose other model.attention.heads or "
-        "model.attention.head_dim"
+        f"--kinds: the {network} of {farthest.kind} can't be brought within {tolerance:g} of "
+        f"{target[place]:,} parameters, which the largest kind's has, with one {KNOB} for both "
+        f"networks; the nearest that it can have are {reachable} (generator + discriminator; "
+        f"{target[0]:,} + {target[1]:,} are wanted): compare with "
+        f"--tolerance {enough:g}, or choose other model.attention.heads or "
+        "model.attention.head_dim (a fixed one suits both networks, 0 ties it to the channels), "
+        "or equal channels in both networks"
     )

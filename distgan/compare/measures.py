@@ -14,10 +14,9 @@ from distgan.data.stream import ClipStream
 from distgan.errors import DivergedError
 from distgan.export import load_generator
 from distgan.metrics.proxy import ProxyDistance, valid_share
-from distgan.metrics.writer import METRICS_NAME, read_metrics
 from distgan.networks import build_generator
 from distgan.precision import pick_device
-from distgan.run_folder import refuse_if_diverged
+from distgan.run_folder import diverged_step, refuse_if_diverged
 from distgan.sampling import Sampler
 
 MEASURED = "measured.json"
@@ -79,8 +78,7 @@ def divergence(run_dir: str) -> Facts | None:
     try:
         refuse_if_diverged(run_dir)
     except DivergedError as error:
-        lines = read_metrics(storage.join(run_dir, METRICS_NAME))
-        return {"step": int(lines[-1]["step"]) if lines else 0, "reason": str(error)}
+        return {"step": diverged_step(run_dir), "reason": str(error)}
     return None
 
 

@@ -22,21 +22,23 @@ FREE_ON_RESUME = (
     "cluster.", "storage.", "data.shards", "data.num_workers", "data.shards_in_flight",
     "data.cache_", "data.max_damaged_fraction", "preset", "prepare.num_processes",
 )  # fmt: skip
-"""Keys that change no figure."""
+"""Keys that change no figure; data.shards, too: the same data set may have moved."""
 
 
 class Plan(Section):
     """The grid of kinds and seeds, and the configuration that all its runs share."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     kinds: tuple[MatchedKind, ...]
     seeds: tuple[int, ...]
     steps: int
     evaluations: int
     tolerance: float
-    """Largest relative difference of two kinds' numbers of parameters."""
+    """Largest relative difference of two kinds' numbers of parameters, in each network."""
     demo_data: bool
     """The clips are the demo's, so it can be judged whether a clip is valid."""
+    data_digest: str = ""
+    """Of the data set's manifest; empty while the demo's data is not made yet."""
     config: Config
     """Of every run, but for kind, matching knob, seed and folder."""
 
@@ -172,6 +174,21 @@ def refuse_changes(output: str, saved: Plan, plan: Plan) -> None:
         raise UserError(
             f"--output {output} holds a comparison with other settings: {', '.join(changes)}; "
             "take these values back, or choose another folder"
+        )
+
+
+def refuse_other_data(output: str, saved: Plan, digest: str, shards: str) -> None:
+    """Raises `UserError` if the data set now is not the one that the comparison began with.
+
+    Args:
+        digest: of the manifest in `shards`.
+    """
+    if saved.data_digest and saved.data_digest != digest:
+        raise UserError(
+            f"--output {output} holds a comparison on another data set: its manifest has the "
+            f"sha256 {saved.data_digest[:12]}..., the one in data.shards={shards} has "
+            f"{digest[:12]}...; give data.shards the data set that it began with, wherever that "
+            "lies now, or choose another folder"
         )
 
 

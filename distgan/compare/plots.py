@@ -89,21 +89,22 @@ def _draw_courses(axes: Axes, kind: KindResult, x_of: Callable[[Course], Sequenc
 
 def _against_cost(results: Results) -> Figure:
     figure, panels = _figure(3)
-    costs: list[tuple[str, Callable[[KindResult], float]]] = [
-        ("computing time of a step [s]", lambda kind: kind.step_s.mean),
+    costs: list[tuple[str, Callable[[KindResult], float | None]]] = [
+        ("computing time of a step [s]", lambda kind: kind.step_s.mean if kind.step_s else None),
         ("memory of a step [GiB]", lambda kind: kind.step_memory_gib),
         ("GFLOPs a clip, forward", lambda kind: kind.forward_flops / 1e9),
     ]
     for axes, (label, cost) in zip(panels, costs, strict=True):
-        for kind in results.kinds:
-            axes.errorbar(cost(kind), kind.at_steps.mean, yerr=kind.at_steps.deviation, capsize=3,
+        known = [(kind, x) for kind in results.kinds if (x := cost(kind)) is not None]
+        for kind, x in known:
+            axes.errorbar(x, kind.at_steps.mean, yerr=kind.at_steps.deviation, capsize=3,
                           color=COLOURS[kind.name], marker=MARKERS[kind.name], markersize=7,
                           linestyle="", label=kind.name)  # fmt: skip
-        axes.set_xlim(0, 1.15 * max(cost(kind) for kind in results.kinds))
+        axes.set_xlim(0, 1.15 * max((x for _, x in known), default=1.0))
         axes.set_xlabel(label)
     panels[0].set_ylim(bottom=0)  # shared: nothing looks larger than it is
     panels[0].set_ylabel(DISTANCE + "\nafter all steps")
-    _legend(figure, panels[0])
+    _legend(figure, panels[-1])  # FLOPs are known of all kinds
     return figure
 
 

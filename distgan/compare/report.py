@@ -1,6 +1,7 @@
 """Writes the report folder: report.md and report.html, tables, plots, sheets and plain data.
 
-All of it follows from the saved runs and costs: writing it again gives the same files.
+All of it follows from what the folder keeps of runs, costs and real clips: writing it again gives
+the same files.
 """
 
 import csv
@@ -14,6 +15,7 @@ from distgan.compare import wording
 from distgan.compare.pages import to_html
 from distgan.compare.plan import PLAN, Plan
 from distgan.compare.plots import write_plots
+from distgan.compare.real_clips import REAL_CLIPS
 from distgan.compare.results import Results, as_json, collect, row
 from distgan.compare.sheets import write_sheets
 
@@ -24,11 +26,11 @@ def write_report(plan: Plan, output: str) -> str:
     """Writes everything; returns the statement with where the report lies.
 
     Raises:
-        UserError: a saved run is damaged, or the data set is no longer there.
+        UserError: something saved is damaged or missing; then nothing is written.
     """
     results = collect(plan, output)
-    plots = write_plots(results, storage.join(output, "plots"))
     sheets = write_sheets(results, output, storage.join(output, "sheets"))
+    plots = write_plots(results, storage.join(output, "plots"))
     _write_data(results, output)
     text = _markdown(results, plots, sheets)
     _write(output, REPORT, text)
@@ -87,7 +89,7 @@ a distance between its clips and real ones; smaller is better.
 {wording.table(results)}
 
 Mean ± standard deviation over the seeds. "Time a step" and "memory" are of this device; see \
-*How it was done*.
+*How it was done*. A dash: no run came far enough to tell.
 
 {wording.pairs_table(results)}
 
@@ -120,12 +122,13 @@ More of each kind, all seeds:
 | `{PLAN}` | the settings of all runs |
 | `runs/` | the runs, ordinary run folders (`launch.py generate --run ...` makes videos) |
 | `costs/` | memory and token sweep of each kind, as measured |
+| `{REAL_CLIPS}` | the real clips on the sheets |
 | `table.md`, `table.csv`, `results.json` | the figures |
 | `courses.csv`, `tokens.csv` | what the plots show |
 | `report.html` | this report in one file |
 
-`launch.py compare --output FOLDER --report-only` writes all of this again from `runs/` and \
-`costs/`.
+`launch.py compare --output FOLDER --report-only` writes all of this again from `{PLAN}`, \
+`runs/`, `costs/` and `{REAL_CLIPS}`: without the data set, and wherever the folder lies.
 """
 
 

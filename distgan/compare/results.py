@@ -16,6 +16,7 @@ from distgan.compare.statistics import (
     Spread,
     common_time,
     compare_pairs,
+    of_whole_runs,
     spread,
 )
 from distgan.costs import network_costs
@@ -33,13 +34,14 @@ class KindResult:
     courses: tuple[Course, ...]
     """One a seed."""
     at_steps: Spread
-    """Distance after all steps."""
+    """Distance after all steps; a run that diverged counts as one that never trained."""
     at_time: Spread
-    """Distance after the computing time that all runs reached."""
+    """Distance after the computing time that all runs reached which trained to the end."""
     valid_share: Spread | None
     """Of clips at the end; a run that diverged has none. None where validity has no meaning."""
-    step_s: Spread
-    """Computing time of a step: CPU seconds of all threads, or a GPU's seconds."""
+    step_s: Spread | None
+    """Computing time of a step: CPU seconds of all threads, or a GPU's seconds. None if all runs
+    diverged before the first evaluation."""
     step_memory_gib: float
     run_memory_gib: float
     """Peak of a whole run's process, evaluation included; the largest of the seeds."""
@@ -101,8 +103,12 @@ def collect(plan: Plan, output: str) -> Results:
         plan=plan,
         kinds=kinds,
         common_time_s=seconds,
-        pairs_at_steps=tuple(compare_pairs({k.name: k.at_steps.values for k in kinds})),
-        pairs_at_time=tuple(compare_pairs({k.name: k.at_time.values for k in kinds})),
+        pairs_at_steps=tuple(
+            compare_pairs({k.name: of_whole_runs(k.courses, k.at_steps.values) for k in kinds})
+        ),
+        pairs_at_time=tuple(
+            compare_pairs({k.name: of_whole_runs(k.courses, k.at_time.values) for k in kinds})
+        ),
         floor=facts[0]["proxy_frechet"]["real"],
         untrained=spread([course.untrained for course in everything]),
         real_valid_share=facts[0]["valid_share"]["real"] if plan.demo_data else None,
@@ -148,13 +154,14 @@ def _kind_result(
     memory = read_json(f"{measured_costs}.memory.json")
     valid = [0.0 if fact["diverged"] else fact["valid_share"]["generated"] for fact in measured
              if plan.demo_data]  # fmt: skip
+    timed = [course.total_s / course.steps[-1] for course in courses if course.steps]
     return KindResult(
         kind=kind,
         courses=tuple(courses),
         at_steps=spread([course.at_end() for course in courses]),
         at_time=spread([course.at_time(seconds) for course in courses]),
         valid_share=spread(valid) if valid else None,
-        step_s=spread([c.total_s / c.steps[-1] for c in courses if c.steps] or [float("nan")]),
+        step_s=spread(timed) if timed else None,
         step_memory_gib=memory["step_memory_gib"],
         run_memory_gib=max(fact["peak_memory_gib"] for fact in measured),
         forward_flops=costs.generator.flops + costs.discriminator.flops,
@@ -172,7 +179,8 @@ def as_json(results: Results) -> Facts:
 
     def of_pair(pair: Pair) -> Facts:
         return {
-            "first": pair.first, "second": pair.second, "ratio": pair.ratio,
+            "first": pair.first, "second": pair.second, "seeds": pair.num_seeds,
+            "ratio": pair.ratio,
             "low": pair.low or None, "high": pair.high if pair.low else None,
             "better": pair.better,
         }  # fmt: skip
@@ -195,7 +203,7 @@ def as_json(results: Results) -> Facts:
 
 def row(kind: KindResult) -> Facts:
     """A kind's numbers under flat names, as in table.csv."""
-    valid = kind.valid_share
+    valid, step = kind.valid_share, kind.step_s
     return {
         "kind": kind.name,
         "distance_at_equal_steps": kind.at_steps.mean,
@@ -210,8 +218,8 @@ def row(kind: KindResult) -> Facts:
         "mlp_width": kind.kind.mlp_width,
         "forward_flops_per_clip": kind.forward_flops,
         "activation_bytes_per_clip": kind.activation_bytes,
-        "step_compute_s": kind.step_s.mean,
-        "step_compute_s_deviation": kind.step_s.deviation,
+        "step_compute_s": None if step is None else step.mean,
+        "step_compute_s_deviation": None if step is None else step.deviation,
         "step_memory_gib": kind.step_memory_gib,
         "run_memory_gib": kind.run_memory_gib,
     }

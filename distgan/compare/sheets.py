@@ -8,19 +8,17 @@ import torch
 from numpy.typing import NDArray
 
 from distgan import storage
-from distgan.compare.plan import Plan
+from distgan.compare.real_clips import REAL_CLIPS, read_real_clips
 from distgan.compare.results import KindResult, Results
 from distgan.compare.wording import format_number
 from distgan.config import Config
 from distgan.data.conditioning import condition
-from distgan.data.stream import ClipStream
 from distgan.errors import UserError
 from distgan.export import load_generator
 from distgan.pictures import contact_sheet
 from distgan.precision import pick_device
 from distgan.sampling import Sampler
 
-CLIPS_A_SEED = 4
 CLIPS_A_KIND = 2  # on the sheet of all kinds
 
 Pixels = NDArray[np.uint8]
@@ -31,25 +29,25 @@ def write_sheets(results: Results, output: str, folder: str) -> list[str]:
     """Writes KIND.png for each kind and all.png; their names, that of all kinds first.
 
     Raises:
-        UserError: the data set or a trained generator is no longer there.
+        UserError: a trained generator is no longer there; then nothing is written.
     """
-    plan = results.plan
-    real = _real_clips(plan)
+    real = read_real_clips(storage.join(output, REAL_CLIPS))
     shown = _pixels(real)
-    names = ["all.png"]
+    sheets: dict[str, list[tuple[str, Pixels]]] = {}
     of_all: list[tuple[str, Pixels]] = [("real", shown[:CLIPS_A_KIND])]
     for kind in results.kinds:
         rows: list[tuple[str, Pixels]] = [("real", shown)]
         for course in kind.courses:
-            config = plan.run_config(output, kind.kind, course.seed)
+            config = results.plan.run_config(output, kind.kind, course.seed)
             ended = "" if course.diverged_at is None else f", diverged at step {course.diverged_at}"
             label = f"{kind.name}, seed {course.seed}: {format_number(course.at_end())}{ended}"
             rows.append((label, _made(config, real)))
-        contact_sheet(rows, storage.join(folder, f"{kind.name}.png"))
-        names.append(f"{kind.name}.png")
+        sheets[f"{kind.name}.png"] = rows
         of_all.append(_typical(kind, rows[1:]))
-    contact_sheet(of_all, storage.join(folder, names[0]))
-    return names
+    sheets = {"all.png": of_all} | sheets
+    for name, rows in sheets.items():
+        contact_sheet(rows, storage.join(folder, name))
+    return list(sheets)
 
 
 def _typical(kind: KindResult, rows: list[tuple[str, Pixels]]) -> tuple[str, Pixels]:
@@ -57,12 +55,6 @@ def _typical(kind: KindResult, rows: list[tuple[str, Pixels]]) -> tuple[str, Pix
     order = np.argsort([course.at_end() for course in kind.courses], kind="stable")
     label, clips = rows[int(order[(len(order) - 1) // 2])]
     return label, clips[:CLIPS_A_KIND]
-
-
-def _real_clips(plan: Plan) -> torch.Tensor:
-    data = plan.config.data
-    stream = ClipStream(data.shards, data, seed=0, batch_size=plan.config.train.batch_size)
-    return stream.reference_clips(CLIPS_A_SEED)
 
 
 def _made(config: Config, real: torch.Tensor) -> Pixels:

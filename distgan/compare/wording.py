@@ -3,8 +3,18 @@
 import math
 from collections.abc import Sequence
 
+from distgan.compare.matching import differences
 from distgan.compare.results import KindResult, Results
-from distgan.compare.statistics import CONFIDENCE, Pair, Spread, smallest_visible_ratio
+from distgan.compare.statistics import (
+    CONFIDENCE,
+    NUM_READINGS,
+    Pair,
+    Spread,
+    smallest_visible_ratio,
+)
+
+NOTHING = "-"
+"""In tables, where there is no number."""
 
 MEANINGS = {
     "none": "no attention",
@@ -35,7 +45,8 @@ def statement(results: Results) -> str:
             where = ", ".join(f"seed {seed} at step {step}" for seed, step in kind.diverged.items())
             lines.append(
                 f"- **{kind.name} diverged** in {len(kind.diverged)} of {len(plan.seeds)} runs "
-                f"({where}). Such a run counts as one that never trained."
+                f"({where}). In the table such a run counts as one that never trained; no "
+                "conclusion rests on it."
             )
     return "\n".join(lines)
 
@@ -48,18 +59,26 @@ def verdict(pairs: Sequence[Pair], num_seeds: int) -> str:
             loser = pair.second if pair.better == pair.first else pair.first
             wins.setdefault(pair.better, []).append(loser)
     if not wins:
-        why = (
-            "with one seed nobody knows how much luck is in the figures"
-            if num_seeds < 2
-            else f"with {num_seeds} seeds, the differences may as well be luck"
-        )
-        return f"**no conclusion**; {why}."
+        return f"**no conclusion**; {_why_open(pairs, num_seeds)}."
     said = "; ".join(f"**{best} is better than {_and(worse)}**" for best, worse in wins.items())
     open_pairs = sum(pair.better is None for pair in pairs)
     if not open_pairs:
         return f"{said}."
     left = "the other pair" if open_pairs == 1 else f"the other {open_pairs} pairs"
     return f"{said}. **No conclusion** on {left} of {len(pairs)}."
+
+
+def _why_open(pairs: Sequence[Pair], num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "with one seed nobody knows how much luck is in the figures"
+    if all(pair.num_seeds < 2 for pair in pairs):
+        return "too few runs trained to the end: no pair of kinds has two seeds of which both did"
+    if any(pair.num_seeds < num_seeds for pair in pairs):
+        return (
+            f"with {num_seeds} seeds, less those where a run diverged, the differences may as well "
+            "be luck, or the kind that came closer diverged where the other did not"
+        )
+    return f"with {num_seeds} seeds, the differences may as well be luck"
 
 
 def limits(results: Results) -> str:
@@ -104,19 +123,18 @@ def limits(results: Results) -> str:
 def method(results: Results) -> str:
     """How the runs were made equal and judged."""
     plan = results.plan
-    sizes = [kind.kind.parameters for kind in results.kinds]
-    difference = max(sizes) / min(sizes) - 1
+    apart = [f"{100 * share:.1f}%" for share in differences([kind.kind for kind in results.kinds])]
     devices = " and ".join(results.devices)
     threads = " or ".join(str(count) for count in results.threads)
     clock = "seconds of CPU time, all threads together" if "cpu" in results.devices else "GPU time"
     count = len(results.pairs_at_steps)
-    pairs = "the one pair" if count == 1 else f"all {count} pairs together"
+    pairs = "the one pair" if count == 1 else f"all {count} pairs"
     return f"""- **Equal but for attention.** All runs have one configuration (`compare.json`): \
 the same data in the same order, the same noise, the same start weights wherever the networks are \
 the same, the same schedules and budget. Only `model.attention.kind` and \
 `model.attention.mlp_width` differ. The latter is the width of a small network behind each \
-attention layer, which `none` has too: with it the kinds' numbers of parameters (generator and \
-discriminator together) are within {100 * difference:.1f}% of each other.
+attention layer, which `none` has too: with it the kinds' numbers of parameters are \
+within {apart[0]} of each other in the generators, within {apart[1]} in the discriminators.
 - **Seeds:** {_and([str(seed) for seed in plan.seeds])}. A seed decides start weights, data order \
 and noise; kinds are compared seed by seed.
 - **Distance** (proxy Fréchet distance, lower is better) between {plan.config.log.proxy_clips} \
@@ -129,7 +147,10 @@ expect less. Untrained generators have {format_spread(results.untrained)}. Measu
 taken at the largest time that all runs reached, on straight lines between the measurements.
 - **"Better"** is said if the {100 * CONFIDENCE:.0f}% confidence interval of the ratio of the two \
 kinds' distances excludes 1. The interval is Student's t on the logarithms, paired by seed, and \
-holds for {pairs} (Bonferroni), so that many pairs do not find a winner by chance. A run that \
+holds for {pairs} at both readings together ({NUM_READINGS * count} comparisons, Bonferroni), so \
+that many looks do not find a winner by chance. It rests \
+on the seeds at which both kinds trained to the end, two at least, whose ratios must differ. A \
+kind is never called better that diverged where the other did not. In the table a run that \
 diverged counts with its untrained generator's distance.
 - **Memory** is what a training step takes in a fresh process beyond what it had before the \
 networks were built (on a GPU: what tensors take). **FLOPs** are counted from the shapes, for one \
@@ -138,18 +159,19 @@ clip forward through both networks."""
 
 def table(results: Results) -> str:
     """The main table in Markdown, the best distance in bold only where it is supported."""
-    seconds = format_seconds(results.common_time_s)
+    seconds = format_seconds(results.common_time_s) if results.common_time_s else "equal time"
     header = ["attention", f"distance after {results.plan.steps:,} steps",
               f"distance after {seconds}", "parameters (G + D)", "FLOPs a clip", "time a step",
-              "memory"]  # fmt: skip
+              "peak memory of a step"]  # fmt: skip
     with_valid = results.plan.demo_data
     if with_valid:
         header.insert(3, "valid clips")
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for kind in results.kinds:
-        cells = [kind.name, _distance(kind, kind.at_steps), _distance(kind, kind.at_time),
+        at_time = _distance(kind, kind.at_time) if results.common_time_s else NOTHING
+        cells = [kind.name, _distance(kind, kind.at_steps), at_time,
                  _parameters(kind), format_flops(kind.forward_flops),
-                 f"{1000 * kind.step_s.mean:.0f} ms", format_gib(kind.step_memory_gib)]  # fmt: skip
+                 format_step(kind.step_s), format_gib(kind.step_memory_gib)]  # fmt: skip
         if kind.valid_share is not None:
             cells.insert(3, _share(kind.valid_share))
         lines.append("| " + " | ".join(cells) + " |")
@@ -193,6 +215,10 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
+def format_step(value: Spread | None) -> str:
+    return NOTHING if value is None else f"{1000 * value.mean:.0f} ms"
+
+
 def format_flops(flops: float) -> str:
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if flops >= size:
@@ -228,6 +254,8 @@ def _parameters(kind: KindResult) -> str:
 
 
 def _interval(pair: Pair) -> str:
+    if pair.ratio is None:
+        return NOTHING
     if pair.low <= 0:
         return f"{pair.ratio:.2f} (no interval)"
     return f"{pair.ratio:.2f} ({format_number(pair.low)} to {format_number(pair.high)})"
