@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import ray
 from ray._private.state import available_resources_per_node  # a developer API; none is more public
@@ -44,13 +44,14 @@ def resources(config: Config) -> Mapping[str, float]:
     return needs | {"GPU": 1} if uses_gpus(config) else needs
 
 
-def wait_until_settled() -> None:
-    """After a fault: returns when every machine that Ray counts does answer, or after a while.
+def wait_until_settled(stopped: Callable[[], bool]) -> None:
+    """After a fault: returns when every machine that Ray counts does answer, or after a while, or
+    soon after `stopped` says so.
 
     Workers placed on a machine that is lost, and not yet known to be, would never start.
     """
     deadline = time.monotonic() + _SETTLE_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stopped():
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
         answer = ray.remote(num_cpus=0, max_retries=0)(_answer)
         asked = [answer.options(scheduling_strategy=on_node(node)).remote() for node in nodes]

@@ -1,55 +1,40 @@
 """A training run on Ray: attempts, one after the other, until it ends or cannot go on.
 
-Each attempt is a Ray Train run of a fixed number of workers; the process that started the command
-watches it. What an attempt's end means is decided here: bad input and divergence end the run; a
-machine's fault starts the next attempt from the newest checkpoint in storage, a bounded number of
-times without progress; a better size of the cluster starts it too.
+What an attempt's end means is decided here: bad input and divergence end the run; a machine's fault
+starts the next attempt from the newest checkpoint in storage, a bounded number of times without
+progress; a better size of the cluster starts it too.
 """
 
 import contextlib
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-import ray
-from ray import train as ray_train
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
 
-from cluster import hangs
+from cluster.attempt import RESIZE, Attempt, FaultError
 from cluster.autoscaling import room
-from cluster.board import Failure, Snapshot, make_board
-from cluster.devices import places, resources, uses_gpus, wait_until_settled
+from cluster.board import Failure
+from cluster.devices import places, wait_until_settled
 from cluster.parity import require_parity
-from cluster.quiet_data import QuietDataConfig
 from cluster.ray_cluster import connected, node_addresses, own_address
-from cluster.ray_storage import ray_storage
-from cluster.rendezvous import GuardedTorchConfig
 from cluster.scaling import check_sizes, size_for, too_few
 from cluster.stage_checks import check_sharding
-from cluster.worker import train_on_rank, versions
 from distgan import storage
 from distgan.checkpoint import committed_steps
 from distgan.config import Config
 from distgan.data.manifest import read_manifest
 from distgan.data.stream import check_fits
-from distgan.errors import DistganError, DivergedError, UserError, of_kind
+from distgan.errors import DivergedError, UserError, of_kind
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
-from distgan.trainer import Listener, Outcome, StopRequests, progress_facts
+from distgan.trainer import Listener, Outcome, StopRequests
 
-_POLL_S = 0.2
-_LISTEN_S = 0.05
 _WAIT_S = 0.5
 _RELEASE_S = 20.0
 """Ray gives back the places of workers that have ended within a few seconds."""
 _TELL_S = 3.0
 _OBJECT_STORE_BYTES = 256 * 2**20  # what travels through Ray is small; data and weights do not
-_RESIZE = int(signal.SIGUSR2)
-"""Asks the workers to stop with a checkpoint, because more of them could work."""
 
 # Ray Train reads these in the process that starts a run.
 RAY_TRAIN_ENVIRONMENT = {
@@ -58,10 +43,6 @@ RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the run shows in Ray's dashboard
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a lost machine is a fault like others
 }
-
-
-class FaultError(DistganError):
-    """Machines failed too often; the run can be taken up again."""
 
 
 def train_on_cluster(
@@ -131,13 +112,13 @@ class _Run:
             if size is None:
                 number = self.signals.received
                 return Outcome(step=max(newest, 0), reason="a signal", signal=number)
-            attempt = _Attempt(self.config, size, self.listener)
+            attempt = Attempt(self.config, size, self.listener)
             error = attempt.watch(self.signals, self._could_grow_from(attempt), bar)
             snapshot = attempt.last
-            self.started = self.started or bool(snapshot.ranks)
+            self.started = self.started or bool(snapshot.starting or snapshot.ranks)
             if error is None and snapshot.outcome is not None:
                 outcome = Outcome(**snapshot.outcome)
-                if outcome.signal != _RESIZE:
+                if outcome.signal != RESIZE:
                     return outcome
                 tqdm.write(f"at step {outcome.step}, the cluster has grown")
             else:
@@ -181,7 +162,7 @@ class _Run:
             FaultError: too few are left, and for long.
         """
         if self.failures:
-            wait_until_settled()
+            wait_until_settled(lambda: self.signals.received is not None)
         patience_s = self.config.cluster.hang_seconds if self.started else _RELEASE_S
         begun = time.monotonic()
         told = False
@@ -201,7 +182,7 @@ class _Run:
             time.sleep(_WAIT_S)
         return None
 
-    def _could_grow_from(self, attempt: "_Attempt") -> Callable[[], bool]:
+    def _could_grow_from(self, attempt: Attempt) -> Callable[[], bool]:
         def could_grow() -> bool:
             if len(attempt.last.ranks) < attempt.size:
                 return False  # until all have begun, places that are their own look free
@@ -209,109 +190,6 @@ class _Run:
             return size_for(self.config, num_places) > attempt.size
 
         return could_grow
-
-
-class _Attempt:
-    """One Ray Train run in a thread, so that the main thread can watch it and hear signals."""
-
-    def __init__(self, config: Config, size: int, listener: Listener | None) -> None:
-        self.config, self.size, self.listener = config, size, listener
-        self.board = make_board()
-        self.told = self.moving = False
-        self.error: BaseException | None = None
-        self.last = Snapshot(0.0, {}, [], None)
-        path, filesystem = ray_storage(config.run.dir)
-        self.trainer = TorchTrainer(
-            train_on_rank,
-            train_loop_config={
-                "config": config.model_dump(mode="json"),
-                "board": self.board,
-                "versions": versions(),
-                "listening": listener is not None,
-            },
-            torch_config=GuardedTorchConfig(),
-            scaling_config=ray_train.ScalingConfig(
-                num_workers=size,
-                use_gpu=uses_gpus(config),
-                resources_per_worker=dict(resources(config)),
-            ),
-            run_config=RunConfig(  # type: ignore[arg-type]
-                name="train",
-                storage_path=path,
-                storage_filesystem=filesystem,
-                logging_config=LoggingConfig(log_level="WARNING"),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-            ),
-            dataset_config=QuietDataConfig(),
-        )
-        self.thread = threading.Thread(target=self._fit, daemon=True, name="fit")
-
-    def _fit(self) -> None:
-        try:
-            self.trainer.fit()
-        except BaseException as error:  # noqa: BLE001  # judged by the run
-            self.error = error
-
-    def watch(
-        self, signals: StopRequests, could_grow: Callable[[], bool], bar: "tqdm[NoReturn]"
-    ) -> BaseException | None:
-        """Returns when the attempt has ended; passes signals on, and ends one that hangs."""
-        bar.set_postfix_str("starting workers")
-        self.thread.start()
-        asked: int | None = None
-        looked = time.monotonic()
-        hang: FaultError | None = None
-        while self.thread.is_alive():
-            self.thread.join(_POLL_S if self.listener is None else _LISTEN_S)
-            self.last = ray.get(self.board.read.remote())
-            self._show(bar)
-            heard = self._listen()
-            if signals.received is not None and asked != signals.received:
-                asked = signals.received
-                ray.get(self.board.request_stop.remote(asked))
-            if asked is None and time.monotonic() - looked > self.config.cluster.resize_seconds:
-                looked = time.monotonic()
-                if could_grow():
-                    asked = _RESIZE
-                    ray.get(self.board.request_stop.remote(asked))
-            if heard:  # only now: the stop that it may have asked for is known
-                ray.get(self.board.go_on.remote())
-            if hang is None and hangs.hanging(self.last, self.config.cluster.hang_seconds):
-                hang = self._end_hanging()
-        self.last = ray.get(self.board.read.remote())
-        self._show(bar)
-        ray.kill(self.board)
-        return hang or self.error
-
-    def _listen(self) -> bool:
-        """Tells the listener what rank 0 waits with, if it does."""
-        evaluation = self.last.evaluation
-        if evaluation is None or self.listener is None:
-            return False
-        self.listener(evaluation.step, evaluation.seconds, evaluation.logged)
-        return True
-
-    def _show(self, bar: "tqdm[NoReturn]") -> None:
-        ranks = self.last.ranks
-        if not self.told and len(ranks) == self.size:
-            self.told = True
-            places = (f"rank {r} (pid {f.pid} on {f.host})" for r, f in sorted(ranks.items()))
-            tqdm.write(f"workers: {', '.join(places)}")
-        first = ranks.get(0)
-        if first is None or first.step < 0 or (self.moving and first.step == bar.n):
-            return
-        bar.set_postfix(progress_facts(first.logged), refresh=False)
-        if not self.moving:  # where the run goes on, back from where a failed attempt was
-            self.moving = True
-            bar.initial = bar.n = bar.last_print_n = first.step
-            bar.unpause()  # the start of the workers does not count for the speed
-        bar.update(first.step - bar.n)
-
-    def _end_hanging(self) -> FaultError:
-        names = ", ".join(f"rank {rank}" for rank in hangs.suspects(self.last))
-        tqdm.write(f"hanging: {names}\n{hangs.describe(self.last)}")
-        hangs.kill_all(self.last)
-        return FaultError(f"{names} made no step for {self.config.cluster.hang_seconds:g} s")
 
 
 def _check_data(config: Config) -> None:

@@ -3,7 +3,6 @@
 import faulthandler
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError
 
-from cluster.board import Evaluation, RankFacts
+from cluster.board import ANSWER_S, Evaluation, own_facts
 from distgan.temporary import TemporaryFolder
 from distgan.trainer import Trainer
 
@@ -40,19 +39,14 @@ class Link:
         stacks = self._folder.path / "stacks"
         self._file = stacks.open("w")
         faulthandler.register(signal.SIGUSR1, file=self._file, all_threads=True)
-        facts = RankFacts(
-            pid=os.getpid(),
-            node_id=ray.get_runtime_context().get_node_id(),
-            host=socket.gethostname(),
-            stacks=str(stacks),
-        )
-        ray.get(self.board.join.remote(self.rank, facts))
+        self._tell(self.board.join.remote(self.rank, own_facts(str(stacks))))
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._tell(self.board.leave.remote(self.rank))
         faulthandler.unregister(signal.SIGUSR1)
         self._file.close()
         self._folder.remove()
@@ -74,7 +68,11 @@ class Link:
             ended = self._ended.wait(_INTERVAL_S)
             trainer = self.trainer
             step, logged = (trainer.step, trainer.latest) if trainer else (-1, {})
-            try:
-                self.received = ray.get(self.board.beat.remote(self.rank, step, logged), timeout=60)
-            except RayError:
-                os._exit(ORPHANED)
+            self.received = self._tell(self.board.beat.remote(self.rank, step, logged))
+
+    def _tell(self, told: Any) -> Any:
+        """The board's answer; without one, this worker has nobody to work for."""
+        try:
+            return ray.get(told, timeout=ANSWER_S)
+        except RayError:
+            os._exit(ORPHANED)

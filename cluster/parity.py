@@ -17,7 +17,7 @@ from cluster.stage_checks import check_sharding
 from distgan.config import AttentionConfig, Config
 from distgan.config_checks import check_config
 from distgan.config_loading import with_values
-from distgan.errors import UserError
+from distgan.errors import DistganError, UserError
 
 MOST_WORKERS = 4
 """More than these would crowd one machine, and show no more."""
@@ -29,6 +29,10 @@ TOLERANCES = {
     # Not measured yet: GPU kernels add in any order.
     "cuda": Difference(weights=5e-3, outputs=1e-4, losses=1e-4, gradient_norms=1e-3),
 }
+
+
+class ParityError(DistganError):
+    """There is nothing to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ def check_parity(
 
     Raises:
         UserError: the configured stages can't work together.
-        RuntimeError: an engine failed.
+        ParityError: an engine failed, or a rank did not come to its end.
     """
     check_sharding(config)
     world_size = min(config.cluster.num_workers, MOST_WORKERS)
@@ -70,9 +74,16 @@ def check_parity(
     device_type = "cuda" if on_gpus else "cpu"
     small = small_copy(config, world_size)
     arguments = ([small], steps, device_type, make_engine)
-    (per_step,) = run_on_ranks(measure, arguments, world_size=world_size, device_type=device_type)[
-        0
-    ]
+    try:
+        found = run_on_ranks(measure, arguments, world_size=world_size, device_type=device_type)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        what = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+        raise ParityError(
+            f"the ZeRO engines can't be held against plain PyTorch: {what}; take other ZeRO stages "
+            "in cluster.generator and cluster.discriminator, or the DeepSpeed of pyproject.toml"
+        ) from error
+    (per_step,) = found[0]
     cluster = config.cluster
     return ParityReport(
         difference=largest(per_step),
@@ -87,6 +98,7 @@ def require_parity(config: Config) -> ParityReport:
 
     Raises:
         UserError: the engines differ by more than rounding; no training should start.
+        ParityError: as `check_parity`.
     """
     report = check_parity(config)
     if not report.passed:

@@ -5,6 +5,7 @@ its own (mode 0600; never `~/.ray/auth_token`), and goes with the context that s
 """
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -171,12 +172,28 @@ def _start(**options: Any) -> None:
     import ray
 
     try:
-        ray.init(address="local", dashboard_host="127.0.0.1", **_QUIET_LOGS, **options)
+        with _sessions_of_their_own():
+            ray.init(address="local", dashboard_host="127.0.0.1", **_QUIET_LOGS, **options)
     except Exception as error:  # Ray raises bare ones, too, where a process of it starts too slowly
         text = " ".join(str(error).split())
         raise DistganError(
             f"can't start a Ray cluster on this machine ({text[:300]}); try again"
         ) from error
+
+
+@contextlib.contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """Ray's servers start apart from this process's group: a signal to the group, as terminals and
+    `timeout` send it, is for the command, which still needs them for its way out. The kernel ends
+    them if this process is killed."""
+    from ray._private import services
+
+    original = services.ConsolePopen
+    services.ConsolePopen = functools.partial(original, start_new_session=True)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = original  # type: ignore[misc]
 
 
 def _shutdown() -> None:

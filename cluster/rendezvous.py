@@ -5,6 +5,7 @@ token. On a cluster that lives on the loopback interface it is opened there alon
 the network has to keep strangers out (see SECURITY.md).
 """
 
+import datetime
 import os
 import socket
 import sys
@@ -17,22 +18,43 @@ import torch.distributed
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from cluster.board import own_facts
+
 
 class _GuardedBackend(_TorchBackend):
     """Ray Train's, with each worker prepared before the process group starts."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        for rank in range(len(worker_group)):  # without waiting for one that is stopped
+            worker_group.execute_single_async(rank, announce, backend_config.board, rank)
         worker_group.execute(stay_on_loopback)
+        worker_group.execute(bound_groups, backend_config.timeout_s)
         super().on_start(worker_group, backend_config)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GuardedTorchConfig(TorchConfig):
     """What `TorchTrainer` takes as its `torch_config`."""
+
+    board: Any
+    """Learns where each worker is, before they start to wait for each other."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
         return _GuardedBackend
+
+
+def announce(board: Any, rank: int) -> None:
+    """In a worker: tells the board where it is."""
+    board.announce.remote(rank, own_facts())
+
+
+def bound_groups(timeout_s: int) -> None:
+    """In a worker: gives all its process groups this timeout. DeepSpeed makes some of its own, with
+    PyTorch's defaults: 10 min on GPUs, which may be less than a step may take."""
+    module: Any = torch.distributed.distributed_c10d
+    timeout = datetime.timedelta(seconds=timeout_s)
+    module.default_pg_timeout = module.default_pg_nccl_timeout = timeout
 
 
 def stay_on_loopback() -> None:

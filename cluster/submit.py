@@ -4,10 +4,12 @@ import argparse
 import asyncio
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from tqdm import tqdm
@@ -20,6 +22,9 @@ from distgan.paths import refuse_relative
 STOP_WAIT_S = 600
 """How long a stopped job may take to write its last checkpoint; Ray's own default is 3 s."""
 
+_LOST_S = 60.0
+_AGAIN_S = 1.0
+
 EXCLUDED = [
     "/.git", "/.venv", "/venv", "/env", "/.env", "/.tox", "/.nox", ".*_cache", "__pycache__",
     "/runs", "/sweeps", "/compare", "/demo", "/data", "/videos", "/new_videos", "/data_sheet.png",
@@ -29,7 +34,11 @@ EXCLUDED = [
 
 
 class JobError(DistganError):
-    """The cluster lost the job, or stopped it."""
+    """The cluster lost the job, or stopped it, or is lost itself."""
+
+
+class _LostError(Exception):
+    """The cluster no longer answers."""
 
 
 def check_travels(parsed: argparse.Namespace) -> None:
@@ -58,7 +67,7 @@ def submit(arguments: Sequence[str], folder: Path, *, wait: bool) -> int:
 
     Raises:
         UserError: no cluster is named, or it refuses.
-        JobError: the job ended without an exit code of its own.
+        JobError: the job ended without an exit code of its own, or can't be followed to its end.
     """
     client, address = _client()
     job = client.submit_job(
@@ -74,11 +83,17 @@ def submit(arguments: Sequence[str], folder: Path, *, wait: bool) -> int:
     if not wait:
         return 0
     try:
-        asyncio.run(_print_logs(client, job))
+        info = _follow(client, job)
     except KeyboardInterrupt:
         tqdm.write(f"the job goes on; to stop it with a checkpoint: {how}")
         raise
-    return _exit_code(client, job)
+    except _LostError as error:
+        again = f"ray job logs --address {address} --follow {job}"
+        raise JobError(
+            f"job {job} could not be followed for {_LOST_S:g} s ({error}); it may go on at "
+            f"{address}: to follow it, {again}; to stop it with a checkpoint, {how}"
+        ) from error
+    return _exit_code(info, job)
 
 
 def _client() -> tuple[JobSubmissionClient, str]:
@@ -102,13 +117,46 @@ def _client() -> tuple[JobSubmissionClient, str]:
         ) from error
 
 
-async def _print_logs(client: JobSubmissionClient, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+def _follow(client: JobSubmissionClient, job: str) -> Any:
+    """Prints what the job prints until it has ended; a stream that breaks is taken up there.
+
+    Returns:
+        What the cluster knows of the job then.
+
+    Raises:
+        _LostError: the cluster no longer answers.
+    """
+    log = _Log()
+    answered = time.monotonic()
+    while True:
+        try:
+            asyncio.run(log.print(client, job))
+            info = client.get_job_info(job)
+            if info.status.is_terminal():
+                return info
+            answered = time.monotonic()
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            if time.monotonic() - answered > _LOST_S:
+                raise _LostError(" ".join(str(error).split())[:200]) from error
+        time.sleep(_AGAIN_S)
 
 
-def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    info: Any = client.get_job_info(job)
+class _Log:
+    """A job's output, each character printed once."""
+
+    def __init__(self) -> None:
+        self.printed = 0
+
+    async def print(self, client: JobSubmissionClient, job: str) -> None:
+        """To the end of the stream, which begins with the job's first line each time."""
+        begin = 0
+        async for text in client.tail_job_logs(job):
+            print(text[max(self.printed - begin, 0) :], end="", flush=True)
+            begin += len(text)
+            self.printed = max(self.printed, begin)
+
+
+def _exit_code(info: Any, job: str) -> int:
     if info.driver_exit_code is not None and info.driver_exit_code >= 0:
         return int(info.driver_exit_code)
     if info.status == JobStatus.STOPPED:

@@ -355,7 +355,8 @@ class ClusterConfig(Section):
     """Machine faults in a row, without a new checkpoint between them, before the run gives up."""
     hang_seconds: float = Field(600.0, gt=0)
     """A worker that makes no step for so long is taken for hanging, and its run starts again from
-    the newest checkpoint. Longer than any step, sample drawing and checkpoint take."""
+    the newest checkpoint. Longer than any step, sample drawing and checkpoint take, and than the
+    workers take to start, beside 90 s for finding places for them."""
     generator: ShardingConfig = ShardingConfig()
     discriminator: ShardingConfig = ShardingConfig()
     parity_check: bool = False

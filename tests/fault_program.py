@@ -8,13 +8,13 @@ import sys
 from typing import Any
 
 import launch
-from cluster import job
+from cluster import attempt
 from tests import faulty_worker
 
 
 def main() -> int:
     faults, *arguments = sys.argv[1:]
-    make_trainer = job.TorchTrainer
+    make_trainer = attempt.TorchTrainer
 
     def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
         return make_trainer(
@@ -23,7 +23,7 @@ def main() -> int:
             **options,
         )
 
-    job.TorchTrainer = with_fault  # type: ignore[assignment, misc]
+    attempt.TorchTrainer = with_fault  # type: ignore[assignment, misc]
     return launch.main(arguments)
 
 

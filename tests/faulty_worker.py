@@ -22,16 +22,16 @@ def _raise() -> None:
     raise RuntimeError("a fault that a test asked for")
 
 
-def _kill_controller() -> None:
-    """Of this run: a child of the same raylet."""
+def _signal(title: str, number: signal.Signals) -> None:
+    """To a process of this run's: a child of the same raylet."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            title = (folder / "cmdline").read_bytes()
+            program = (folder / "cmdline").read_bytes().decode()
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if title.startswith(b"ray::TrainController") and int(parent) == os.getppid():
-                os.kill(int(folder.name), signal.SIGKILL)
+            if program.startswith(title) and int(parent) == os.getppid():
+                os.kill(int(folder.name), number)
                 return
-    raise AssertionError("no controller found")
+    raise AssertionError(f"no {title} found")
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
@@ -42,10 +42,14 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "abort": os.abort,
     "exception": _raise,
     "hang": lambda: time.sleep(1000),
-    "controller killed": _kill_controller,
+    "board killed": lambda: _signal("ray::Board", signal.SIGKILL),
+    "board stopped": lambda: _signal("ray::Board", signal.SIGSTOP),
+    "controller killed": lambda: _signal("ray::TrainController", signal.SIGKILL),
+    "controller stopped": lambda: _signal("ray::TrainController", signal.SIGSTOP),
     "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
 }
-PLACES = {
+PLACES: dict[str, tuple[Any, str]] = {
+    "start": (worker, "Link"),  # before the board is told of the worker; its step is -1
     "data": (Trainer, "next_batch"),
     "discriminator": (AdversarialStep, "discriminator_loss"),
     "generator": (AdversarialStep, "generator_loss"),

@@ -4,6 +4,7 @@ At all stages of ZeRO, and over the ends of epochs (of 5 steps).
 """
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,33 @@ def test_a_run_ends_as_if_undisturbed(
 ) -> None:
     if fault["place"] == "commit":  # rank 0 alone does
         fault = fault | {"rank": 0}
+    if fault["place"] == "start":
+        fault = fault | {"step": -1}
     run = tmp_path / "run"
     more = ("cluster.hang_seconds=15", *stages(fault["stage"]))
     done = train_with_faults(head, tiny_data, run, [fault], *more)
     assert (tmp_path / "run-marker-0").exists(), "the fault did not come"
-    assert "the workers failed" in done.stdout + done.stderr
+    harmless = fault["kind"] == "controller stopped"  # the workers train on
+    assert ("the workers failed" in done.stdout + done.stderr) != harmless
     assert_same_run(calm(fault["stage"]), run)
+
+
+@pytest.mark.parametrize("ranks", [[1], [0, 1]])
+def test_ranks_that_are_stopped_before_they_train_are_named(
+    ranks: list[int],
+    head: dict[str, str],
+    calm: Callable[[int], Path],
+    tiny_data: str,
+    tmp_path: Path,
+) -> None:
+    """Where the others wait for them, and where nobody trains."""
+    run = tmp_path / "run"
+    soon = head | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+    faults = [{"kind": "SIGSTOP", "place": "start", "rank": r, "step": -1} for r in ranks]
+    done = train_with_faults(soon, tiny_data, run, faults, "cluster.hang_seconds=15", *stages(1))
+    told = done.stdout + done.stderr
+    names = ", ".join(f"rank {rank}" for rank in ranks)
+    assert f"{names} made no step for 15 s" in told or f"{names} did not start within 35 s" in told
+    for rank in ranks:
+        assert re.search(rf"rank {rank} \(pid \d+ on \S+\), starting.*process state T", told)
+    assert_same_run(calm(1), run)

@@ -133,6 +133,24 @@ def test_a_killed_and_a_hanging_worker_leave_no_trace(
     assert_same_run(calm, run)
 
 
+def test_what_stands_between_command_and_workers_may_be_killed_or_stopped(
+    head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    """The board is killed in one attempt and Ray's controller stopped in the next: then the workers
+    train on, and the command ends without it."""
+    faults = [
+        {"rank": 0, "step": 6, "place": "generator", "kind": "board killed"},
+        {"rank": 0, "step": 11, "place": "generator", "kind": "controller stopped"},
+    ]
+    run = tmp_path / "run"
+    done = train_with_faults(head, tiny_data, run, faults, "cluster.hang_seconds=10", *SHOWN)
+    first, _, second = (done.stdout + done.stderr).partition("going on from step 4")
+    assert "between the command and its workers has ended" in first
+    assert "the workers failed (1 of 3 times in a row)" in first
+    assert "TrainController did not end" in second and "the workers failed" not in second
+    assert_same_run(calm, run)
+
+
 def test_faults_without_progress_come_to_an_end(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:

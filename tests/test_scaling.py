@@ -1,5 +1,6 @@
 """How many workers a run takes: batch and lanes divide evenly, and lost machines are waited for."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def run_with_places(
 ) -> job._Run:
     """A run on a cluster that has these places when it is looked at, one look after the other; the
     last one stays."""
-    monkeypatch.setattr(job, "wait_until_settled", lambda: None)
+    monkeypatch.setattr(job, "wait_until_settled", lambda stopped: None)
     monkeypatch.setattr(job, "_WAIT_S", 0.01)
     monkeypatch.setattr(job, "_RELEASE_S", 0.1)
     monkeypatch.setattr(job, "places", lambda _: looks.pop(0) if len(looks) > 1 else looks[0])
@@ -92,6 +93,22 @@ def test_a_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_with_places([of(3, 3)], monkeypatch, started=True)
     run.signals.received = 15
     assert run._size() is None
+
+
+def test_a_signal_ends_the_wait_for_silent_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray counts one that gives no answer for up to half a minute more."""
+    task = SimpleNamespace(options=lambda **_: task, remote=lambda: "silent")
+    silent = SimpleNamespace(
+        nodes=lambda: [{"NodeID": "ab" * 28, "Alive": True}],
+        remote=lambda **_: lambda function: task,
+        wait=lambda asked, **_: ([], asked),
+    )
+    monkeypatch.setattr(devices, "ray", silent)
+    monkeypatch.setattr(devices, "_SETTLE_S", 5)
+    monkeypatch.setattr(devices.time, "sleep", lambda seconds: None)
+    asked = iter([False, False, True])
+    devices.wait_until_settled(lambda: next(asked))
+    assert list(asked) == []
 
 
 class _Attempt:

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobStatus
 
+from cluster import submit
 from distgan.checkpoint import committed_steps
 from distgan.run_folder import DIVERGED
 from tests.cluster_runs import CalmJob
@@ -105,3 +109,51 @@ def test_a_cluster_that_can_not_be_used_is_said(
     done = run(head | changes, "launch.py", "submit", "--", *command)
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr.splitlines()[-1]
+
+
+class Cluster:
+    """What `submit` asks of a cluster. Its stream breaks as often as it has answers left; each is
+    what the job has printed by then, or what the cluster fails with."""
+
+    def __init__(self, answers: list[str | Exception], status: JobStatus, code: int | None) -> None:
+        self.answers = answers
+        self.info = SimpleNamespace(status=status, driver_exit_code=code, message="")
+
+    def submit_job(self, **_: object) -> str:
+        return "job"
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        for line in answer.splitlines(keepends=True):
+            yield line
+        if len(self.answers) > 1:
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return self.info
+
+
+def follow(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(submit, "_client", lambda: (cluster, "http://head"))
+    monkeypatch.setattr(submit, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(submit, "_LOST_S", 0.1)
+    return submit.submit(["train"], REPOSITORY, wait=True)
+
+
+def test_a_stream_that_breaks_is_taken_up_where_it_broke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["one\ntwo\n", "one\n", ConnectionError("refused"), "one\ntwo\nthree\n"]
+    assert follow(Cluster(answers, JobStatus.FAILED, 3), monkeypatch) == 3
+    assert capsys.readouterr().out.splitlines()[1:] == ["one", "two", "three"]
+
+
+def test_of_a_job_that_can_not_be_followed_it_is_said_that_it_may_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = Cluster([ConnectionError("refused")], JobStatus.RUNNING, None)
+    words = r"refused.*may go on.*ray job logs --address http://head --follow job.*ray job stop"
+    with pytest.raises(submit.JobError, match=words):
+        follow(lost, monkeypatch)

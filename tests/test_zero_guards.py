@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
-from cluster.parity import check_parity
+from cluster.parity import ParityError, check_parity
 from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
@@ -229,6 +229,15 @@ def test_parity_is_red_for_a_wrong_engine() -> None:
     assert not report.passed
     assert "NOT EQUAL" in str(report)
     assert report.difference.gradient_norms > 0.5
+
+
+def broken(*_: object) -> Engine:
+    raise ValueError("no engine today")
+
+
+def test_an_engine_that_fails_is_said_in_one_line() -> None:
+    with pytest.raises(ParityError, match=r"rank \d failed: ValueError: no engine today; take o"):
+        check_parity(tiny_config(PARITY), make_engine=broken)
 
 
 @pytest.mark.parametrize(
