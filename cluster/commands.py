@@ -112,6 +112,7 @@ def add_submit(
     make_parser: Callable[[], argparse.ArgumentParser],
 ) -> None:
     """Adds `submit`, whose arguments are another command line that `make_parser` understands."""
+
     def run(arguments: argparse.Namespace) -> int:
         return _submit(arguments, make_parser())
 

@@ -22,6 +22,7 @@ from tests.tiny import REPOSITORY, launch, one_thread
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
+
 def learned(folder: Path) -> list[tuple[str, ...]]:
     """The courses without what a clock measured."""
     return [tuple(v for k, v in row.items() if k != "compute_s")
