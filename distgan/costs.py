@@ -174,6 +174,7 @@ def kept_tensors() -> Iterator[dict[int, int]]:
     alive = []  # so that no storage is freed and its key used again
 
     def pack(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # an output that kept itself would never be freed
         storage = tensor.untyped_storage()
         alive.append(tensor)
         kept[storage._cdata] = storage.nbytes()

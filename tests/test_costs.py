@@ -1,6 +1,8 @@
 """Costs from shapes alone are those that are counted on real tensors."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,14 @@ def test_nothing_is_allocated_for_sizes_that_would_not_fit() -> None:
     )
     costs = network_costs(config)
     assert costs.generator.flops > 4 * (128 * 256 * 256) ** 2 * 8
+
+
+def test_counting_leaves_no_tensor_behind() -> None:
+    """The exponential keeps its own output for the backward pass."""
+    with kept_tensors() as kept:
+        output = torch.ones(3, requires_grad=True).exp()
+    assert sum(kept.values()) == 12
+    left = weakref.ref(output)
+    del output
+    gc.collect()
+    assert left() is None
