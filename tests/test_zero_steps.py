@@ -22,7 +22,8 @@ from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
 BOTH = ("generator", "discriminator")
-# Measured: weights 7.4e-6, outputs 3.3e-7, losses 6.0e-8, norms 1.4e-7, bit-equal in most cases.
+# Where sums keep their order. Measured: weights 7.4e-6, outputs 3.3e-7, losses 6.0e-8, norms
+# 1.4e-7, bit-equal in most cases.
 SAME_PARTS = Difference(weights=3e-5, outputs=1e-6, losses=2e-7, gradient_norms=5e-7)
 # What the project promises where sums have another order: losses within 1e-6 and gradients within
 # 2e-4 by norm. (Without Adam, weights change by the clipped gradients.) Measured on one joined
@@ -112,7 +113,11 @@ def compare_all() -> Found:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_equals_plain_pytorch(name: str, found: Found) -> None:
-    assert found.same_parts[name].within(SAME_PARTS), found.same_parts[name]
+    """Accumulated parts of several ranks are summed in another order: there a single weight whose
+    gradient is near 0, 2.2e-6 apart by Adam's first step of 2e-4, makes 7.8e-5 of `weights`."""
+    other_order = CASES[name].train.accumulation > 1
+    limit = PROMISED if other_order else SAME_PARTS
+    assert found.same_parts[name].within(limit), found.same_parts[name]
 
 
 @pytest.mark.parametrize("name", JOINED_CASES)
