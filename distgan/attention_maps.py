@@ -5,7 +5,7 @@ Shapes: C channels, T frames, H, W, Q chosen tokens, L tokens of a grid (t, h, w
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -22,6 +22,7 @@ from distgan.blocks import normalise_channels
 from distgan.config import Config
 from distgan.errors import UserError
 from distgan.pictures import enlarge, grid, write_mp4
+from distgan.sparsity import three
 
 PREFIX = "attention_"
 NUM_TOKENS = 4
@@ -58,6 +59,26 @@ def check_shows_attention(config: Config) -> None:
         )
 
 
+def check_pixels(config: Config, pixels: Sequence[Grid], show_attention: bool) -> None:
+    """Raises `UserError` if some (frame, row, column) is not in the clips, or nothing is shown."""
+    if not show_attention:
+        raise UserError("--attention-at chooses for --show-attention; give both or neither")
+    size = config.data.resolution
+    for pixel in pixels:
+        ends = (config.data.clip_frames, size, size)
+        if not all(0 <= place < end for place, end in zip(pixel, ends, strict=True)):
+            raise UserError(
+                f"--attention-at {','.join(map(str, pixel))} is not in the videos; take a frame "
+                f"from 0 to {ends[0] - 1}, a row and a column from 0 to {size - 1}"
+            )
+
+
+def token_over(pixel: Grid, grid: Grid, video: Grid) -> int:
+    """The number of the token that stands over a pixel (frame, row, column) of a video."""
+    t, h, w = (p * n // size for p, n, size in zip(pixel, grid, video, strict=True))
+    return (t * grid[1] + h) * grid[2] + w
+
+
 @contextlib.contextmanager
 def recorded_layers(generator: nn.Module) -> Iterator[dict[str, Tensor]]:
     """While inside, the first clip's input (1, t, h, w, C) of each attention layer, by name."""
@@ -78,14 +99,26 @@ def recorded_layers(generator: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def looks_of(generator: nn.Module, inputs: dict[str, Tensor], clip_THWC: Video) -> list[Look]:
-    """Of every layer; a factorised one has two, in space and in time."""
+def looks_of(
+    generator: nn.Module,
+    inputs: dict[str, Tensor],
+    clip_THWC: Video,
+    pixels: Sequence[Grid] | None = None,
+) -> list[Look]:
+    """Of every layer; a factorised one has two, in space and in time.
+
+    Args:
+        pixels: (frame, row, column) in the clip, whose tokens are chosen; None: striking ones.
+    """
     found = []
     for name, x_BTHWC in inputs.items():
         layer = generator.get_submodule(name)
         assert isinstance(layer, AttentionLayer)
         _, t, h, w, _ = x_BTHWC.shape
         places = striking_places(clip_THWC, (t, h, w))
+        if pixels is not None:
+            size = three(clip_THWC.shape[:3])
+            places = list(dict.fromkeys(token_over(pixel, (t, h, w), size) for pixel in pixels))
         tokens_BLE = normalise_channels(x_BTHWC.float()).flatten(1, 3)
         places_Q = torch.tensor(places, device=tokens_BLE.device)
         looks: dict[str, Tensor] = layer.mix.looks(tokens_BLE, (t, h, w), places_Q)  # type: ignore[operator]

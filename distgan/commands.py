@@ -94,7 +94,21 @@ def add_generate(commands: "Commands[argparse.ArgumentParser]") -> None:
     generate.add_argument("--show-attention", action="store_true", help="also draw where chosen "
                           "tokens of the first video look, for each attention layer of the "
                           "generator")  # fmt: skip
+    generate.add_argument("--attention-at", nargs="+", type=_place, metavar="FRAME,ROW,COLUMN",
+                          help="which tokens --show-attention chooses: those over these pixels, "
+                          "counted from 0 (default: some that stand out)")  # fmt: skip
     add_storage_overrides(generate)
+
+
+def _place(text: str) -> tuple[int, int, int]:
+    """FRAME,ROW,COLUMN."""
+    try:
+        frame, row, column = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not like 0,16,16 (frame,row,column)"
+        ) from error
+    return frame, row, column
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -166,6 +180,7 @@ def _generate(arguments: argparse.Namespace) -> int:
         input_folder=absolute(arguments.input) if arguments.input else None,
         storage_options=storage_options(arguments),
         show_attention=arguments.show_attention,
+        attention_at=arguments.attention_at,
     )
     print(made.summary())
     return 0

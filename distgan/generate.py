@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from distgan import storage
 from distgan.attention_maps import (
     PREFIX,
+    check_pixels,
     check_shows_attention,
     looks_of,
     recorded_layers,
@@ -25,6 +27,7 @@ from distgan.export import TrainedGenerator, load_generator
 from distgan.pictures import contact_sheet, grid, write_gif, write_mp4
 from distgan.precision import pick_device
 from distgan.sampling import BATCH_SIZE, Sampler
+from distgan.sparsity import Grid
 
 FACTS, SHEET, GIF = "generated.json", "contact_sheet.png", "samples.gif"
 _VIDEO = re.compile(r"video_\d{6,}\.mp4|" + PREFIX + r"[a-z0-9_]+\.(png|mp4)")
@@ -66,6 +69,7 @@ def generate(
     input_folder: str | None = None,
     storage_options: StorageConfig | None = None,
     show_attention: bool = False,
+    attention_at: Sequence[Grid] | None = None,
 ) -> Generated:
     """Writes video_SEED.mp4 for seeds seed ... seed + num - 1, samples.gif and contact_sheet.png.
 
@@ -75,6 +79,7 @@ def generate(
         storage_options: for object storage, where `storage.configure` was not called yet.
         input_folder: videos whose first frames are given (prediction only); they are used in turn.
         show_attention: also draw where the generator's attention looks in the first video.
+        attention_at: pixels (frame, row, column) whose tokens are drawn; None: striking ones.
 
     Raises:
         UserError: no generator, bad numbers, an input that is missing, superfluous or unusable, or
@@ -92,6 +97,8 @@ def generate(
     trained = load_generator(source, pick_device("auto"))
     if show_attention:
         check_shows_attention(trained.config)
+    if attention_at is not None:
+        check_pixels(trained.config, attention_at, show_attention)
     contexts = _contexts(trained, input_folder)
     _claim(output)
     facts = {
@@ -107,7 +114,7 @@ def generate(
         seeds = range(seed, seed + num)
         made = _write_videos(trained, output, seeds, truncation, contexts)
         if show_attention:
-            maps = _write_attention(trained, output, seeds[:1], truncation, contexts)
+            maps = _write_attention(trained, output, seeds[:1], truncation, contexts, attention_at)
             made = replace(made, attention=tuple(maps))
         return made
     except BaseException:  # nothing half-written stays, after Ctrl-C neither
@@ -176,13 +183,14 @@ def _write_attention(
     first: range,
     truncation: float,
     contexts: NDArray[np.uint8] | None,
+    pixels: Sequence[Grid] | None,
 ) -> list[str]:
     """Draws the first video once more and looks on; returns the pictures' names."""
     sampler = Sampler(trained.generator, trained.config.train.precision, truncation=truncation)
     given = None if contexts is None else contexts[:1]
     with recorded_layers(trained.generator) as inputs:
         clip = _sample(trained, sampler, first, given)[0]
-    looks = looks_of(trained.generator, inputs, clip)
+    looks = looks_of(trained.generator, inputs, clip, pixels)
     return write_maps(looks, clip, output, trained.frame_rate_hz or DEFAULT_RATE_HZ)
 
 

@@ -45,7 +45,8 @@ def test_generate_draws_a_picture_and_a_video_a_layer(tmp_path: Path) -> None:
         "conditioning.task": "none",
     }
     run, out = exported(tmp_path / "run", values), tmp_path / "out"
-    done = launch("generate", "--run", run, "--output", str(out), "--num", "1", "--show-attention")
+    done = launch("generate", "--run", run, "--output", str(out), "--num", "1", "--show-attention",
+                  "--attention-at", "0,0,0", "3,9,9", "7,15,15")  # fmt: skip
     assert done.returncode == 0, done.stderr
     names = {f"attention_decoder_levels_{n}_{p}" for n in (0, 1) for p in ("space", "time")}
     assert {p.stem for p in out.glob("attention_*.png")} == names
@@ -54,7 +55,7 @@ def test_generate_draws_a_picture_and_a_video_a_layer(tmp_path: Path) -> None:
     with av.open(str(out / "attention_decoder_levels_0_time.mp4")) as video:
         assert len(list(video.decode(video=0))) == 8
     picture = Image.open(io.BytesIO((out / "attention_decoder_levels_1_space.png").read_bytes()))
-    assert picture.width >= 4 * 96 and picture.height >= 4 * 96
+    assert picture.width >= 4 * 96 and 3 * 96 <= picture.height < 4 * 96 + 3 * 22
     # Another call in the same folder replaces all of it, pictures of attention too.
     generate(run, str(out), num=1, seed=5)
     assert sorted(p.name for p in out.iterdir()) == [
@@ -128,6 +129,27 @@ def test_striking_places_lie_on_what_stands_out_and_apart() -> None:
     places = striking_places(clip, (2, 8, 8))
     assert places[:2] == [64 + 9, 64 + 47] and len(set(places)) == 4
     assert striking_places(clip, (1, 1, 2)) and len(striking_places(clip, (1, 1, 2))) == 2
+
+
+def test_chosen_pixels_are_the_tokens_over_them(tmp_path: Path) -> None:
+    config = tiny_config({"data.clip_frames": 8})
+    generator = build_generator(config, CPU)
+    with recorded_layers(generator) as inputs, torch.no_grad():
+        generator(torch.randn(1, 8))
+    clip = np.zeros((8, 16, 16, 3), dtype=np.uint8)  # over a grid of 4 x 4 x 4
+    pixels = [(0, 0, 0), (1, 3, 3), (7, 15, 15), (2, 4, 8)]
+    (look,) = looks_of(generator, inputs, clip, pixels)
+    assert look.places == (0, 63, 16 + 4 + 2)
+    run = exported(tmp_path / "run", {})
+    for pixel, shown, said in (((8, 0, 0), True, "from 0 to 7"), ((0, 0, 16), True, "from 0 to 15"),
+                               ((0, 0, -1), True, "from 0 to 15"),
+                               ((0, 0, 0), False, "give both")):  # fmt: skip
+        with pytest.raises(UserError, match=said):
+            generate(run, str(tmp_path / "out"), num=1, seed=0, show_attention=shown,
+                     attention_at=[pixel])  # fmt: skip
+    done = launch("generate", "--run", run, "--output", "x", "--show-attention",
+                  "--attention-at", "1,2")  # fmt: skip
+    assert done.returncode == 2 and "'1,2' is not like 0,16,16" in done.stderr
 
 
 @pytest.mark.parametrize(("values", "said"), [
