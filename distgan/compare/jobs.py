@@ -1,6 +1,7 @@
 """The pieces of work of a comparison: each in a process of its own, whose results are files."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,56 +57,44 @@ class RunJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipsJob:
-    """Real clips for the report, which is to stand without the data set."""
+class FileJob(ABC):
+    """Its result is one file."""
 
     name: str
     config: Config
     result: str
-    """NPY file."""
 
     def is_done(self) -> bool:
         return storage.exists(self.result)
 
     def perform(self, *, show_progress: bool) -> int | None:
         storage.configure(self.config.storage)
+        self.write()
+        return None
+
+    @abstractmethod
+    def write(self) -> None: ...
+
+
+class ClipsJob(FileJob):
+    """Real clips for the report, which is to stand without the data set: an NPY file."""
+
+    def write(self) -> None:
         keep_real_clips(self.config, self.result)
-        return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryJob:
-    """The memory of a kind's training step."""
+class MemoryJob(FileJob):
+    """The memory of a kind's training step: a JSON file."""
 
-    name: str
-    config: Config
-    result: str
-    """JSON file."""
-
-    def is_done(self) -> bool:
-        return storage.exists(self.result)
-
-    def perform(self, *, show_progress: bool) -> int | None:
-        storage.configure(self.config.storage)
+    def write(self) -> None:
         _write(self.result, {"step_memory_gib": step_memory_gib(self.config)})
-        return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepJob:
-    """Time and memory of a kind's layers over the number of tokens."""
+class SweepJob(FileJob):
+    """Time and memory of a kind's layers over the number of tokens: a JSON file."""
 
-    name: str
-    config: Config
-    result: str
-
-    def is_done(self) -> bool:
-        return storage.exists(self.result)
-
-    def perform(self, *, show_progress: bool) -> int | None:
-        storage.configure(self.config.storage)
+    def write(self) -> None:
         _write(self.result, sweep_tokens(self.config))
-        return None
 
 
 def _write(path: str, facts: Any) -> None:
