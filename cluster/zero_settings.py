@@ -37,6 +37,7 @@ def _zero_settings(sharding: ShardingConfig, sizes: list[int], device_type: str)
     total, largest = sum(sizes), max(sizes)
     # The defaults, 5e8 elements, cost a small model on a CPU 200 times its step.
     bucket = min(total, max(largest, MOST_BUCKET_ELEMENTS))
+    bucket += bucket % 2  # of stages 1 and 2, DeepSpeed asks for an even number
     if sharding.zero_stage == 3:
         # It stays between steps: at most 1/25 of what a rank of two holds. What is larger than
         # the bucket is reduced by itself.

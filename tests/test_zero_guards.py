@@ -189,6 +189,13 @@ def test_stage_3_keeps_a_bucket_of_a_tenth_of_the_network() -> None:
     assert settings["zero_optimization"]["reduce_bucket_size"] == 100
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_network_may_have_an_odd_number_of_parameters(stage: int) -> None:
+    """DeepSpeed's assertion about its buckets would end the run."""
+    settings = deepspeed_settings(ShardingConfig(zero_stage=stage), [100, 901], "cpu")
+    assert settings["zero_optimization"]["allgather_bucket_size"] == 1002
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_sharded_average_equals_the_plain_one(stage: int, found: list[Found]) -> None:
     for rank in found:

@@ -1,0 +1,108 @@
+"""ZeRO takes plain PyTorch's steps for networks that are not ours, too: with 3D convolutions.
+
+Ours convolve space and time apart; somebody's own networks may not, and under ZeRO-3 the kind of
+layer decides what works.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cluster import engine_pairs
+from cluster.engine_difference import Difference, largest, measure
+from cluster.ranks import run_on_ranks
+from distgan.config import Config
+from tests.test_zero_steps import ACCUMULATED, PROMISED, case
+
+WIDTH = 8
+
+
+class Attention(nn.Module):
+    """Over all places of a clip (B, C, T, H, W), by plain products: it has a double backward."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        query, key, value = self.query_key_value(tokens).chunk(3, dim=-1)
+        weights = torch.softmax(query @ key.transpose(1, 2) / query.shape[-1] ** 0.5, dim=-1)
+        return x + self.out(weights @ value).transpose(1, 2).reshape(x.shape)
+
+
+class Generator3d(nn.Module):
+    """Noise (B, Z) to clips (B, 3, T, H, W)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.grid = (config.data.clip_frames // 2, *(config.data.resolution // 4,) * 2)
+        elements = WIDTH * self.grid[0] * self.grid[1] * self.grid[2]
+        self.start = nn.Linear(config.model.generator.latent_dim, elements)
+        self.coarse = nn.Conv3d(WIDTH, WIDTH, 3, padding=1)
+        self.attention = Attention(WIDTH)
+        self.fine = nn.Conv3d(WIDTH, WIDTH, 3, padding=1)
+        self.pixels = nn.Conv3d(WIDTH, 3, 1)
+
+    def forward(self, latent: Tensor, given: Tensor | None, known: Tensor | None) -> Tensor:
+        x = self.start(latent).unflatten(1, (WIDTH, *self.grid))
+        x = self.attention(F.silu(self.coarse(x)))
+        x = F.interpolate(x, scale_factor=(2, 4, 4), mode="nearest")
+        return torch.tanh(self.pixels(F.silu(self.fine(x))))
+
+
+class Discriminator3d(nn.Module):
+    """Clips (B, 3, T, H, W) to scores (B,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv3d(3, WIDTH, 3, stride=2, padding=1)
+        self.coarse = nn.Conv3d(WIDTH, WIDTH, 3, stride=(1, 2, 2), padding=1)
+        self.attention = Attention(WIDTH)
+        self.logit = nn.Linear(WIDTH, 1, bias=False)
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = F.silu(self.coarse(F.silu(self.fine(video))))
+        return self.logit(self.attention(x).mean(dim=(2, 3, 4)))[:, 0]
+
+
+CASES = {
+    "0, exact": case((0, 0), loss__penalty_form="exact"),
+    "1, exact": case((1, 1), {"clip_norm": 0.05}, loss__penalty_form="exact", **ACCUMULATED),
+    "3 and 2, exact": case((3, 2), loss__penalty_form="exact"),
+    "2": case((2, 2), {"clip_norm": 0.05}, **ACCUMULATED),
+    "3": case((3, 3), {"clip_norm": 0.05}),
+    "3 accumulated": case((3, 3), **ACCUMULATED),
+    "3, along gradient": case((3, 3), loss__penalty_form="gradient_direction"),
+}
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """With the same start weights whenever it is made."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make()
+
+
+def measure_cases() -> dict[str, Difference]:
+    """On a rank: a process of its own, whose pairs of engines are of the networks here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_pairs, "build_generator",
+                      lambda config, device: seeded(lambda: Generator3d(config)))  # fmt: skip
+        patch.setattr(engine_pairs, "build_discriminator",
+                      lambda config, device: seeded(Discriminator3d))  # fmt: skip
+        return dict(zip(CASES, map(largest, measure(list(CASES.values()), 3)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Difference]:
+    return run_on_ranks(measure_cases, (), world_size=2)[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_equals_plain_pytorch(name: str, found: dict[str, Difference]) -> None:
+    assert found[name].within(PROMISED), found[name]
