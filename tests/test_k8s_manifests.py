@@ -112,9 +112,7 @@ def test_a_missing_value_is_named_when_rendering(missing: str, tmp_path: Path) -
 
 
 def test_a_bucket_may_be_a_folder_of_one(tmp_path: Path) -> None:
-    (job,) = of_kind(
-        render("sweep", tmp_path, SETTINGS | {"BUCKET": "bucket/team/gans"}), "RayJob"
-    )
+    (job,) = of_kind(render("sweep", tmp_path, SETTINGS | {"BUCKET": "bucket/team/gans"}), "RayJob")
     assert job["spec"]["entrypoint"].split() == [
         "python", "launch.py", "tune", "--config", "config/train.yaml",
         "--space", "config/space.yaml",
