@@ -77,7 +77,7 @@ class Attempt:
                 resources_per_worker=dict(resources(config)),
             ),
             run_config=RunConfig(  # type: ignore[arg-type]
-                name="train",
+                name=_shown_name(config.run.dir),
                 storage_path=path,
                 storage_filesystem=filesystem,
                 logging_config=LoggingConfig(log_level="WARNING"),
@@ -235,6 +235,11 @@ class _TellsItsPid(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self.board.note_controller.remote(os.getpid())
+
+
+def _shown_name(run_dir: str) -> str:
+    """By which Ray's dashboard tells runs apart; the last part of the folder or URL."""
+    return run_dir.rstrip("/").rpartition("/")[2] or "run"
 
 
 def _placing_s() -> float:

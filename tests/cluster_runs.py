@@ -62,13 +62,13 @@ def train(
 
 def train_with_faults(
     head: dict[str, str], data: str, run: Path, faults: list[dict[str, Any]], *more: str,
-    code: int = 0,
+    code: int = 0, timeout_s: float = 240,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """Fault number i leaves the file RUN-marker-i."""
     marked = [fault | {"marker": f"{run}-marker-{i}"} for i, fault in enumerate(faults)]
     program = ["-m", "tests.fault_program", json.dumps(marked)]
     return run_program(
-        [*program, *arguments(data, run, "cluster.num_workers=2", *more)], head, code
+        [*program, *arguments(data, run, "cluster.num_workers=2", *more)], head, code, timeout_s
     )
 
 

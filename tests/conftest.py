@@ -75,7 +75,7 @@ def calm_job(
     head: dict[str, str], tiny_data: str, tmp_path_factory: pytest.TempPathFactory
 ) -> CalmJob:
     """A run of two workers that a job made undisturbed; many tests compare theirs with it."""
-    return make_calm_job(head, tiny_data, tmp_path_factory.mktemp("calm") / "run")
+    return make_calm_job(head, tiny_data, tmp_path_factory.mktemp("calm") / "calm-job")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -131,7 +131,7 @@ def test_every_flipped_byte_is_found_before_a_tensor_is_used(
     rng = random.Random(0)
     for file in files_of(folder):
         whole_bytes = file.read_bytes()
-        places = [0, len(whole_bytes) - 1, *(rng.randrange(len(whole_bytes)) for _ in range(40))]
+        places = [0, len(whole_bytes) - 1, *(rng.randrange(len(whole_bytes)) for _ in range(48))]
         for place in places:
             flip_bit(file, place, rng.randrange(8))
             with pytest.raises(DamagedCheckpointError):

@@ -1,7 +1,9 @@
 """Jobs on a real cluster: the same command line, its exit code, its output."""
 
+import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +39,19 @@ def test_submit_trains_on_the_cluster_and_shows_its_output(calm_job: CalmJob) ->
     assert "rank 1 (pid" in printed and "12/12" in printed
     assert "Warning" not in printed
     assert committed_steps(str(calm_job.run))[-1] == 12
+
+
+def test_the_dashboard_shows_the_run(head: dict[str, str], calm_job: CalmJob) -> None:
+    token = Path(head["RAY_AUTH_TOKEN_PATH"]).read_text()
+    request = urllib.request.Request(
+        f"{head['RAY_API_SERVER_ADDRESS']}/api/train/v2/runs/v1",
+        headers={"Authorization": f"Bearer {token}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        runs = json.load(answer)["train_runs"]
+    (own,) = [one for one in runs if one["name"] == calm_job.run.name]
+    assert own["status"] == "FINISHED"
+    assert [len(attempt["workers"]) for attempt in own["attempts"]] == [2]
 
 
 def test_ray_job_submit_works_as_well(head: dict[str, str], tiny_data: str, tmp_path: Path) -> None:
