@@ -17,12 +17,12 @@ import ray
 from ray import train as ray_train
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
 from tqdm import tqdm
 
 from cluster import hangs
 from cluster.board import ANSWER_S, Snapshot, make_board
+from cluster.controller_side import ControllerSide
 from cluster.devices import resources, uses_gpus
 from cluster.quiet_data import QuietDataConfig
 from cluster.ray_storage import ray_storage
@@ -82,7 +82,7 @@ class Attempt:
                 storage_filesystem=filesystem,
                 logging_config=LoggingConfig(log_level="WARNING"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
-                callbacks=[_TellsItsPid(self.board)],  # type: ignore[list-item]  # taken, too
+                callbacks=[ControllerSide(self.board)],  # type: ignore[list-item]  # taken, too
             ),
             dataset_config=QuietDataConfig(),
         )
@@ -225,16 +225,6 @@ class Attempt:
             processes.append((_own_node(), self.last.pid))
         hangs.kill(processes)
         ray.kill(self.board)
-
-
-class _TellsItsPid(ControllerCallback):
-    """In Ray's controller, which has no name by which it could be found."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self.board.note_controller.remote(os.getpid())
 
 
 def _shown_name(run_dir: str) -> str:
