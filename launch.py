@@ -1,7 +1,6 @@
 """The command line of distgan: `python launch.py COMMAND --help` explains each command."""
 
 import argparse
-import errno
 import os
 import select
 import signal
@@ -11,23 +10,9 @@ from typing import Any
 
 from cluster.commands import add_compare, add_doctor, add_prepare, add_submit, add_train
 from distgan.commands import add_data, add_demo, add_generate
-from distgan.errors import DistganError, UserError
+from distgan.errors import DistganError, UserError, for_user
 from distgan.interpreter import check_interpreter
 from tune.commands import add_tune
-
-# Errors of local files that are the user's to mend; others are faults and keep their traceback.
-REMEDIES = {
-    errno.ENOSPC: "make room and run the same command again",
-    errno.EDQUOT: "make room and run the same command again",
-    errno.EROFS: "it is read-only; choose another folder",
-    errno.EACCES: "choose another folder, or let this user read and write there",
-    errno.EPERM: "choose another folder, or let this user read and write there",
-    errno.EEXIST: "a file is where a folder is needed; choose another folder",
-    errno.ENOENT: "no such file or folder is there, nor can be made; choose another one",
-    errno.ENOTDIR: "a file is where a folder is needed; choose another folder",
-    errno.EISDIR: "a folder is where a file is needed; move it away",
-    errno.ENAMETOOLONG: "choose a shorter one",
-}
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # as the shell has it of a program that this signal ended
 
@@ -78,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return _BROKEN_PIPE
-        if error.errno not in REMEDIES:
+        mended = for_user(error)
+        if mended is None:
             raise
-        what = f"{error.filename or 'a file'}: {error.strerror}"
-        print(f"launch.py {parsed.command}: {what}; {REMEDIES[error.errno]}", file=sys.stderr)
-        return UserError.exit_code
+        print(f"launch.py {parsed.command}: {mended}", file=sys.stderr)
+        return mended.exit_code
     except KeyboardInterrupt as error:
         print(f"launch.py {command}: interrupted", file=sys.stderr)
         return int(getattr(error, "exit_code", 130))  # 143 after SIGTERM

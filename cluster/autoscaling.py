@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from cluster.devices import places, resources
-from cluster.scaling import bounds
+from cluster.scaling import allowed_sizes
 from distgan.config import Config
 
 AUTOSCALES = "RAY_enable_autoscaler_v2"
@@ -33,8 +33,7 @@ def room(config: Config, stopped: Callable[[], bool]) -> Iterator[None]:
         return
     from ray.autoscaler.sdk import request_resources
 
-    _, most = bounds(config)
-    request_resources(bundles=[dict(resources(config))] * most)
+    request_resources(bundles=[dict(resources(config))] * max(allowed_sizes(config)))
     try:
         _wait(config, stopped)
         yield

@@ -10,6 +10,7 @@ from ray._private.state import available_resources_per_node  # a developer API; 
 from cluster.board import on_node
 from cluster.scaling import Places
 from distgan.config import Config
+from distgan.config_loading import with_values
 
 _ANSWER_S = 5.0
 _SETTLE_S = 90.0
@@ -34,8 +35,16 @@ def fitting(machines: Iterable[Mapping[str, float]], needs: Mapping[str, float])
 
 
 def uses_gpus(config: Config) -> bool:
-    """Whether each worker gets a GPU: if there are any, and the configuration allows them."""
-    return config.train.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    """Whether each worker gets a GPU: `auto` takes them if there are any now."""
+    if config.train.device == "auto":
+        return bool(ray.cluster_resources().get("GPU", 0) >= 1)
+    return config.train.device == "cuda"
+
+
+def with_device(config: Config) -> Config:
+    """`auto` answered, once for a run: one whose GPUs are lost waits for others, and does not go on
+    on CPUs."""
+    return with_values(config, {"train.device": "cuda" if uses_gpus(config) else "cpu"})
 
 
 def resources(config: Config) -> Mapping[str, float]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cluster.attempt import RESIZE, Attempt, FaultError
 from cluster.autoscaling import room
 from cluster.board import Failure
-from cluster.devices import places, wait_until_settled
+from cluster.devices import places, wait_until_settled, with_device
 from cluster.parity import require_parity
 from cluster.ray_cluster import connected, node_addresses, own_address
 from cluster.scaling import check_sizes, size_for, too_few
@@ -73,6 +73,7 @@ def train_on_cluster(
         stack.enter_context(alone_in(config.run.dir))
         stack.enter_context(_connected())
         heard = requests or stack.enter_context(StopSignals().watching())
+        config = with_device(config)
         _check_data(config)
         if config.cluster.parity_check:
             tqdm.write(str(require_parity(config)))

@@ -135,7 +135,9 @@ def small_copy(config: Config, world_size: int) -> Config:
             "model.generator.style_dim": 12,
             "model.discriminator.channels": _narrow(model.discriminator.channels),
             "model.discriminator.blocks": min(model.discriminator.blocks, 2),
-            "conditioning.context_frames": min(config.conditioning.context_frames, frames - 1),
+            "conditioning.context_frames": max(
+                1, min(config.conditioning.context_frames, frames - 1)
+            ),
             "loss.penalty_interval": min(config.loss.penalty_interval, 2),
             "train.accumulation": min(config.train.accumulation, 2),
             "train.batch_size": 2 * world_size * min(config.train.accumulation, 2),

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from distgan.precision import exact_float32
+
 
 def load_deepspeed(device_type: str) -> Any:
     """The `deepspeed` module, for `cpu` or `cuda`; its log is held to errors."""
@@ -38,8 +40,11 @@ def start_process_group(
     A group that is there already, such as Ray Train's, is taken as it is.
     """
     deepspeed = load_deepspeed(device.type)
+    exact_float32()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # DeepSpeed moves networks there. Ray counts otherwise: it sorts numbers of GPUs as text.
+        os.environ["LOCAL_RANK"] = str(device.index)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cluster.process_group import start_process_group, stop_process_group
-from distgan.data.workers import end_with_parent
+from distgan.data.workers import end_with_parent, no_ctrl_c_in_new_processes
 
 
 def run_on_ranks(
@@ -50,7 +50,8 @@ def run_on_ranks(
                 process: BaseProcess = context.Process(
                     target=_run, args=(function, arguments, rendezvous, theirs), daemon=True
                 )
-                process.start()
+                with no_ctrl_c_in_new_processes():  # it is this process that ends them
+                    process.start()
                 theirs.close()  # the child's end is the last one: its death is an end of file
                 processes.append(process)
                 results.append(ours)

@@ -22,7 +22,7 @@ def allowed_sizes(config: Config) -> list[int]:
     micro_batches = config.train.batch_size // config.train.accumulation
     return [
         size
-        for size in range(least, most + 1)
+        for size in range(least, min(most, config.data.lanes) + 1)
         if micro_batches % size == 0 and config.data.lanes % size == 0
     ]
 
@@ -67,10 +67,11 @@ def size_for(config: Config, num_places: int) -> int:
 def too_few(config: Config, places: Places) -> UserError:
     """What to raise if no allowed number of workers finds places."""
     least, _ = bounds(config)
+    gpu = " and a GPU, by train.device=cuda" if config.train.device == "cuda" else ""
     return UserError(
         f"cluster.num_workers={config.cluster.num_workers} needs at least {least} devices (each "
-        f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g} CPUs of one machine, and a "
-        f"GPU where there are any), but the cluster has {places.total}, {places.free} of them "
-        "free; wait until what holds the others has ended, lower cluster.num_workers, or set "
-        "cluster.min_workers to go on with fewer"
+        f"cluster.cpus_per_worker={config.cluster.cpus_per_worker:g} CPUs of one machine{gpu}), "
+        f"but the cluster has {places.total}, {places.free} of them free; wait until what holds "
+        "the others has ended, lower cluster.num_workers, or set cluster.min_workers to go on "
+        "with fewer"
     )

@@ -70,14 +70,20 @@ def submit(arguments: Sequence[str], folder: Path, *, wait: bool) -> int:
         JobError: the job ended without an exit code of its own, or can't be followed to its end.
     """
     client, address = _client()
-    job = client.submit_job(
-        entrypoint=shlex.join(["python", "launch.py", *arguments]),
-        runtime_env={
-            "working_dir": str(folder),
-            "excludes": EXCLUDED,
-            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
-        },
-    )
+    try:
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "launch.py", *arguments]),
+            runtime_env={
+                "working_dir": str(folder),
+                "excludes": EXCLUDED,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)},
+            },
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the cluster at {address} did not take the job: {' '.join(str(error).split())[:300]}; "
+            f"if {folder} is too large to travel, move data and videos out of it"
+        ) from error
     how = f"ray job stop --address {address} {job}"
     tqdm.write(f"job {job} is submitted; to stop it with a checkpoint: {how}")
     if not wait:

@@ -22,9 +22,9 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.data.stream import ClipStream
-from distgan.errors import DistganError, UserError, kind_of
+from distgan.errors import DistganError, UserError, for_user, kind_of
 from distgan.networks import build_discriminator, build_generator
-from distgan.precision import pick_precision
+from distgan.precision import pick_device, pick_precision
 from distgan.team import GroupTeam, Team, failing_together, from_first
 from distgan.trainer import Outcome, Trainer
 
@@ -50,8 +50,11 @@ def train_on_rank(task: dict[str, Any]) -> None:
             link.trainer = _make_trainer(build_config(task["config"]), task["versions"])
             link.trainer.listener = link.listen if task["listening"] else None
             outcome = link.trainer.run(link)
-        except (DistganError, ImportError) as error:
-            ray.get(board.fail.remote(_failure(rank, error)))
+        except (DistganError, ImportError, OSError) as error:
+            failure = _failure(rank, error)
+            if failure is None:
+                raise
+            ray.get(board.fail.remote(failure))
             if _all_fail(board, dist.get_world_size()):
                 return  # the starting process knows; Ray would bury the message in tracebacks
             raise  # others wait for this rank: only its failure ends them
@@ -59,7 +62,13 @@ def train_on_rank(task: dict[str, Any]) -> None:
             ray.get(board.end.remote(_as_json(outcome)))
 
 
-def _failure(rank: int, error: DistganError | ImportError) -> Failure:
+def _failure(rank: int, error: DistganError | ImportError | OSError) -> Failure | None:
+    """What the starting process is told; None of a fault that may be gone at the next attempt."""
+    if isinstance(error, OSError):
+        mended = for_user(error)
+        if mended is None:
+            return None
+        error = UserError(f"rank {rank} on {platform.node()}: {mended}")
     if isinstance(error, ImportError):
         error = UserError(
             f"{sys.executable} on {platform.node()}: {error}; install the same packages on every "
@@ -143,10 +152,9 @@ def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
 
 
 def _device(config: Config) -> torch.device:
-    if config.train.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device: torch.device = get_device()
-    return device
+    """Raises `UserError` if torch sees no GPU here, and the run is one on GPUs."""
+    device = pick_device(config.train.device)
+    return get_device() if device.type == "cuda" else device
 
 
 def check_storage(config: Config, team: Team) -> None:

@@ -9,7 +9,7 @@ from distgan.data.stream import ClipStream
 from distgan.ema import PlainAverage
 from distgan.engine import PlainEngine
 from distgan.networks import build_discriminator, build_generator
-from distgan.precision import pick_device, pick_precision
+from distgan.precision import exact_float32, pick_device, pick_precision
 from distgan.run_folder import StopSignals, alone_in, start_or_resume
 from distgan.team import Alone
 from distgan.trainer import Listener, Outcome, StopRequests, Trainer
@@ -36,6 +36,7 @@ def train_locally(
     storage.configure(config.storage)
     config = start_or_resume(config)
     device = pick_device(config.train.device)
+    exact_float32()
     stream = ClipStream(
         config.data.shards, config.data, seed=config.seed, batch_size=config.train.batch_size
     )

@@ -22,6 +22,8 @@ from distgan.errors import DivergedError, UserError
 from distgan.strict_json import parse_object
 
 CONFIG, DIVERGED, LOCK = "config.yaml", "DIVERGED.json", ".lock"
+RAY = "ray"
+"""Where Ray keeps its records of the run."""
 _CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, under config)"
 
 # Keys that may differ on resume: they change neither the weights' path nor the data's order.
@@ -59,7 +61,8 @@ def start_or_resume(config: Config) -> Config:
     if saved is None:
         if storage.is_local(run_dir) and storage.local_path(run_dir).is_file():
             raise UserError(f"run.dir={run_dir} is a file; choose another folder")
-        if storage.list_names(run_dir):
+        # A first start that was cut short leaves hidden files and Ray's records.
+        if any(not name.startswith(".") and name != RAY for name in storage.list_names(run_dir)):
             raise UserError(
                 f"run.dir={run_dir} is not empty and holds no run ({CONFIG} is missing); "
                 "choose another folder"

@@ -9,9 +9,10 @@ import pytest
 import launch as launch_module
 from distgan import storage
 from distgan.checkpoint import committed_steps
-from distgan.config_loading import load_config, parse_yaml
+from distgan.config import Config
+from distgan.config_loading import load_config, parse_yaml, with_values
 from distgan.errors import UserError
-from distgan.run_folder import alone_in
+from distgan.run_folder import LOCK, alone_in, start_or_resume
 from tests.damage import flip_bit
 from tests.tiny import TINY, launch
 
@@ -53,6 +54,20 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_one_untouched(
     folder.mkdir()
     (folder / "config.yaml").write_text("")  # stands for a run; refused for another reason below
     assert "is damaged: it lacks" in one_message(capfd, *arguments)
+
+
+def test_a_first_start_that_was_cut_short_does_not_lock_its_folder(tmp_path: Path) -> None:
+    """Killed before the first configuration was saved: what lies there then is no reason to refuse
+    the same command."""
+    config = with_values(Config(), {"run.dir": str(tmp_path)})
+    left = (LOCK, ".config.yaml.partial", "ray/small-64-0/.validate_storage_marker")
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert start_or_resume(config) == config
+    (tmp_path / "holiday.mp4").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        start_or_resume(config)
 
 
 def test_a_start_while_another_trains_ends_with_2(run_dir: Path, tiny_data: str) -> None:

@@ -8,8 +8,8 @@ import ray
 
 from cluster import devices, job
 from cluster.board import RankFacts, Snapshot
-from cluster.devices import places
-from cluster.scaling import Places, allowed_sizes, check_sizes, size_for
+from cluster.devices import places, with_device
+from cluster.scaling import Places, allowed_sizes, check_sizes, size_for, too_few
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import UserError
@@ -27,6 +27,8 @@ def test_sizes_divide_batch_and_lanes_within_the_bounds() -> None:
     several = config(num_workers=4, min_workers=1, max_workers=12)
     halves = with_values(several, {"train.accumulation": 4})
     assert allowed_sizes(halves) == [1, 2, 3, 6]
+    as_many_as_there_are = config(num_workers=4, min_workers=4, max_workers=10**12)
+    assert allowed_sizes(as_many_as_there_are) == [4, 6, 12]
 
 
 def test_the_largest_size_that_fits_is_taken() -> None:
@@ -169,3 +171,21 @@ def test_places_are_counted_machine_by_machine(
         lambda: {str(i): left for i, (_, left) in enumerate(machines)} | {"lost": {"CPU": 100}},
     )  # fmt: skip
     assert places(config(cpus_per_worker=cpus, num_workers=1)) == of(total, free)
+
+
+def test_the_device_is_decided_once_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose GPUs are lost must not go on with the CPUs that are left, nor one on CPUs wait
+    for a GPU that came and went."""
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "0", "Alive": True,
+                                                "Resources": {"CPU": 8}}])  # fmt: skip
+    monkeypatch.setattr(devices, "available_resources_per_node", lambda: {"0": {"CPU": 8}})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 1})
+    on_gpus = with_device(config(num_workers=1))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8})
+    on_cpus = with_device(config(num_workers=1))
+    assert (on_gpus.train.device, on_cpus.train.device) == ("cuda", "cpu")
+    assert places(on_gpus) == of(0, 0)
+    assert places(on_cpus) == of(8, 8)
+    assert "a GPU, by train.device=cuda" in str(too_few(on_gpus, of(0, 0)))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 1})
+    assert places(on_cpus) == of(8, 8)

@@ -13,6 +13,7 @@ from ray.job_submission import JobStatus
 
 from cluster import submit
 from distgan.checkpoint import committed_steps
+from distgan.errors import UserError
 from distgan.run_folder import DIVERGED
 from tests.cluster_runs import CalmJob
 from tests.tiny import REPOSITORY, TINY, launch
@@ -172,3 +173,16 @@ def test_of_a_job_that_can_not_be_followed_it_is_said_that_it_may_go_on(
     words = r"refused.*may go on.*ray job logs --address http://head --follow job.*ray job stop"
     with pytest.raises(submit.JobError, match=words):
         follow(lost, monkeypatch)
+
+
+def test_a_folder_that_the_cluster_does_not_take_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster([""], JobStatus.SUCCEEDED, 0)
+
+    def refuse(**_: object) -> str:
+        raise RuntimeError("Request failed with status code 500: Package size (612.00MiB) exceeds")
+
+    monkeypatch.setattr(cluster, "submit_job", refuse)
+    with pytest.raises(UserError, match=r"did not take the job: .*612.00MiB.*too large to travel"):
+        follow(cluster, monkeypatch)
