@@ -14,17 +14,15 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import ray
-from ray import train as ray_train
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from tqdm import tqdm
 
 from cluster import hangs
 from cluster.board import ANSWER_S, Snapshot, make_board
 from cluster.controller_side import ControllerSide
 from cluster.devices import resources, uses_gpus
-from cluster.quiet_data import QuietDataConfig
+from cluster.quiet_data import DatalessTrainer, QuietDataConfig
 from cluster.ray_storage import ray_storage
 from cluster.rendezvous import GuardedTorchConfig
 from cluster.worker import train_on_rank, versions
@@ -62,7 +60,7 @@ class Attempt:
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
         path, filesystem = ray_storage(config.run.dir)
-        self.trainer = TorchTrainer(
+        self.trainer = DatalessTrainer(
             train_on_rank,
             train_loop_config={
                 "config": config.model_dump(mode="json"),
@@ -71,12 +69,12 @@ class Attempt:
                 "listening": listener is not None,
             },
             torch_config=GuardedTorchConfig(board=self.board, timeout_s=_group_timeout_s(config)),
-            scaling_config=ray_train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=size,
                 use_gpu=uses_gpus(config),
                 resources_per_worker=dict(resources(config)),
             ),
-            run_config=RunConfig(  # type: ignore[arg-type]
+            run_config=RunConfig(
                 name=_shown_name(config.run.dir),
                 storage_path=path,
                 storage_filesystem=filesystem,

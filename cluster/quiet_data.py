@@ -1,9 +1,20 @@
-"""Keeps Ray Train from warning of what it does itself."""
+"""Ray Train without Ray Data: shards are read by our own code."""
 
 import warnings
 from typing import Any
 
 from ray.train import DataConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+
+class DatalessTrainer(TorchTrainer):
+    """Starts no process for data sets of Ray Data. It would take as long to start as a worker, at
+    each attempt, and stay until the end."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 class QuietDataConfig(DataConfig):

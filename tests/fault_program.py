@@ -14,7 +14,7 @@ from tests import faulty_worker
 
 def main() -> int:
     faults, *arguments = sys.argv[1:]
-    make_trainer = attempt.TorchTrainer
+    make_trainer = attempt.DatalessTrainer
 
     def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
         return make_trainer(
@@ -23,7 +23,7 @@ def main() -> int:
             **options,
         )
 
-    attempt.TorchTrainer = with_fault  # type: ignore[assignment, misc]
+    attempt.DatalessTrainer = with_fault  # type: ignore[assignment, misc]
     return launch.main(arguments)
 
 
