@@ -98,7 +98,11 @@ def whole(tensors: Mapping[str, Tensor]) -> list[Fragment]:
 
 
 def checkpoint_folder(run_dir: str, step: int) -> str:
-    return storage.join(run_dir, "checkpoints", f"{STEP_PREFIX}{step:08d}")
+    return _folder(run_dir, STEP_PREFIX, step)
+
+
+def _folder(run_dir: str, prefix: str, step: int) -> str:
+    return storage.join(run_dir, "checkpoints", f"{prefix}{step:08d}")
 
 
 def write_fragments(folder: str, writer: str, fragments: Sequence[Fragment]) -> Json:
@@ -207,15 +211,16 @@ def load_newest(run_dir: str) -> tuple[Checkpoint | None, list[str]]:
 
 
 def set_aside_after(run_dir: str, step: int) -> None:
-    """Clears the way past `step`: half-written checkpoints go, damaged ones are renamed."""
+    """Clears the way past `step`, the newest that is whole: damaged ones are renamed.
+
+    What is half-written goes; and so does, also before `step`, what was half-removed as old.
+    """
     for other in _steps(run_dir):
-        if other <= step:
-            continue
         folder = checkpoint_folder(run_dir, other)
-        if _is_committed(run_dir, other):
-            storage.rename(folder, folder.replace(STEP_PREFIX, DAMAGED_PREFIX))
-        else:
+        if not _is_committed(run_dir, other):
             storage.remove_tree(folder)
+        elif other > step:
+            storage.rename(folder, _folder(run_dir, DAMAGED_PREFIX, other))
 
 
 def read_checkpoint(folder: str, step: int) -> Checkpoint:

@@ -108,6 +108,8 @@ class _Thread(threading.Thread):
             self.work()
         except BaseException as error:  # noqa: BLE001  # raised again by `ended`
             self.error = error
+        finally:
+            del self.work  # and with it the copy of the state, which the next one must not add to
 
     def ended(self) -> bool:
         """Raises the error of the work, if it had one."""

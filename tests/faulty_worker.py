@@ -22,6 +22,11 @@ def _raise() -> None:
     raise RuntimeError("a fault that a test asked for")
 
 
+def _hold_interpreter() -> None:
+    """In a call that goes on after a signal, other than C's sleep: a look must not wake it."""
+    ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+
+
 def _signal(title: str, number: signal.Signals) -> None:
     """To a process of this run's: a child of the same raylet."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -46,7 +51,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "board stopped": lambda: _signal("ray::Board", signal.SIGSTOP),
     "controller killed": lambda: _signal("ray::TrainController", signal.SIGKILL),
     "controller stopped": lambda: _signal("ray::TrainController", signal.SIGSTOP),
-    "held interpreter": lambda: ctypes.PyDLL(None).sleep(1000),
+    "held interpreter": _hold_interpreter,
 }
 PLACES: dict[str, tuple[Any, str]] = {
     "start": (worker, "Link"),  # before the board is told of the worker; its step is -1

@@ -163,20 +163,21 @@ def test_cut_and_missing_files_are_found(harm: str, tmp_path: Path) -> None:
 
 
 def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "step_by_step"  # part of the path looks like a checkpoint's name
     for step in (1, 2, 3):
-        save(tmp_path, step)
-    flip_bit(tmp_path / "checkpoints" / "step_00000003" / "rank-00000.safetensors", 300)
-    flip_bit(tmp_path / "checkpoints" / "step_00000002" / "state.json", 5)
-    loaded, problems = load_newest(str(tmp_path))
+        save(run, step)
+    flip_bit(run / "checkpoints" / "step_00000003" / "rank-00000.safetensors", 300)
+    flip_bit(run / "checkpoints" / "step_00000002" / "state.json", 5)
+    loaded, problems = load_newest(str(run))
     assert loaded is not None and loaded.step == 1
     assert_same(loaded.tensors, tensors(1))
     assert ["step_00000003" in problems[0], "step_00000002" in problems[1]] == [True, True]
-    set_aside_after(str(tmp_path), 1)
-    assert committed_steps(str(tmp_path)) == [1]
-    names = storage.list_names(str(tmp_path / "checkpoints"))
+    set_aside_after(str(run), 1)
+    assert committed_steps(str(run)) == [1]
+    names = storage.list_names(str(run / "checkpoints"))
     assert names == ["damaged_00000002", "damaged_00000003", "step_00000001"]
-    save(tmp_path, 2)
-    assert committed_steps(str(tmp_path)) == [1, 2]
+    save(run, 2)
+    assert committed_steps(str(run)) == [1, 2]
 
 
 def test_a_run_with_nothing_but_damage_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,13 @@
 """Writing a checkpoint may fail or be killed anywhere: what was committed before stays whole."""
 
+import builtins
+import contextlib
 import errno
+import functools
+import io
+import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,19 +16,26 @@ from typing import Any
 import pytest
 import torch
 
-from distgan import storage
+from distgan import drivers, storage
 from distgan.checkpoint import (
+    COMMITTED,
+    MANIFEST,
+    DamagedCheckpointError,
     Fragment,
     checkpoint_folder,
+    clear_uncommitted,
     commit,
     committed_steps,
     drop_old,
     load_newest,
+    read_checkpoint,
     set_aside_after,
     write_fragments,
 )
+from distgan.checkpoint import STATE as STATE_FILE
 from distgan.errors import UserError
 from tests.checkpoints import STATE, save, save_checkpoint
+from tests.damage import flip_bit
 
 WRITES = 4  # weights, state, manifest, mark
 
@@ -68,61 +81,208 @@ def test_a_full_disk_leaves_the_one_before(
     assert loaded is not None and loaded.step == 1 and problems == []
 
 
+def save_in_two_pieces(run: str, step: int) -> None:
+    """As two ranks do, one after the other; two committed checkpoints are kept."""
+    folder = checkpoint_folder(run, step)
+    clear_uncommitted(folder)
+    pieces = [[Fragment("x", (10,), start, torch.full((5,), float(step)))] for start in (0, 5)]
+    parts = [write_fragments(folder, f"rank-{n:05d}", piece) for n, piece in enumerate(pieces)]
+    commit(folder, parts, STATE | {"step": step})
+    drop_old(run, keep=2)
+
+
+def start_and_save(run: str) -> None:
+    """What a start does with the checkpoints it finds, and the next one."""
+    checkpoint, _ = load_newest(run)
+    assert checkpoint is not None
+    set_aside_after(run, checkpoint.step)
+    save_in_two_pieces(run, checkpoint.step + 1)
+
+
+def chosen(run: str) -> int:
+    """The step that a start goes on from. Each that counts as committed proves whole, but for one
+    that a test has damaged."""
+    for step in committed_steps(run):
+        try:
+            checkpoint = read_checkpoint(checkpoint_folder(run, step), step)
+        except DamagedCheckpointError as error:
+            assert "its sha256 differs" in str(error)  # all of it is there
+            continue
+        assert checkpoint.tensors["x"].tolist() == [step] * 10
+        assert checkpoint.state == STATE | {"step": step}
+    newest, _ = load_newest(run)
+    assert newest is not None
+    return newest.step
+
+
+def assert_goes_on(run: str) -> None:
+    """The next start finds its way, and nothing half-written stays behind it."""
+    newest = chosen(run)
+    start_and_save(run)
+    assert chosen(run) == newest + 1 and committed_steps(run) == [newest, newest + 1]
+    for name in storage.list_names(f"{run}/checkpoints"):
+        left = storage.list_names(f"{run}/checkpoints/{name}")
+        assert {file.partition(".claim-")[0] for file in left} == FILES, (name, left)
+
+
+FILES = {"rank-00000.safetensors", "rank-00001.safetensors", STATE_FILE, MANIFEST, COMMITTED}
+CHANGES = (
+    "mkdir", "open", "write", "pwrite", "fsync", "fdatasync", "truncate", "ftruncate", "replace",
+    "rename", "link", "symlink", "unlink", "remove", "rmdir",
+)  # fmt: skip
+"""What of module `os` changes files, as pathlib, shutil and tempfile call it too."""
+ENDED, FAILED = 0, 1
+KILLED = 86
+
+
+class Kill:
+    """Ends its process, as SIGKILL would, before one of the calls that change the file system:
+    before an opening for writing, a removal, an fsync, ..., and within each write, of which then
+    nothing, a byte, some, most, or all but a byte has arrived."""
+
+    def __init__(self, number: int, noted: Path) -> None:
+        """`number` counts from 1; if the program ends before, `noted` gets the names of all."""
+        self.number, self.noted = number, noted
+        self.seen: list[str] = []
+
+    def point(self, name: str) -> None:
+        self.seen.append(name)
+        if len(self.seen) == self.number:
+            os._exit(KILLED)
+
+    def install(self) -> None:
+        """For good: for a process that does nothing else."""
+        for name in CHANGES:
+            setattr(os, name, self._before(name, getattr(os, name)))
+        io.open = builtins.open = self._open
+
+    def _before(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            reads = name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if not reads:
+                self.point(name)
+            return call(*arguments, **options)
+
+        return counted
+
+    def _open(self, file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if not set(mode) & set("wax+"):
+            return _OPEN(file, mode, *arguments, **options)
+        assert "b" in mode, f"{file} is written as text"
+        self.point("open")
+        return _CutWrites(self, file, mode)
+
+
+_OPEN = io.open
+
+
+class _CutWrites(io.FileIO):
+    def __init__(self, kill: Kill, file: Any, mode: str) -> None:
+        super().__init__(file, mode.replace("b", ""))
+        self.kill = kill
+
+    def write(self, data: Any) -> int:
+        size = len(data)
+        for start, end in itertools.pairwise([0, 1, size // 3, 2 * size // 3, size - 1, size]):
+            self.kill.point("write")
+            super().write(data[start:end])
+        return size
+
+
+def killed_at(number: int, work: Callable[[], None], noted: Path) -> bool:
+    """Whether `work`, in a process of its own, came to that call; forked, which is quick."""
+    child = os.fork()
+    if child == 0:
+        code = FAILED
+        try:
+            kill = Kill(number, noted)
+            kill.install()
+            work()
+            code = ENDED
+            with _OPEN(noted, "w") as file:
+                file.write(" ".join(kill.seen))
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (ENDED, KILLED)
+    return code == KILLED
+
+
+def two_checkpoints(run: Path) -> None:
+    for step in (1, 2):
+        save_in_two_pieces(str(run), step)
+
+
+def left_behind(run: Path) -> None:
+    """Also what earlier starts and kills may leave: a third that is damaged, one that was set
+    aside before it, a half-written fourth."""
+    two_checkpoints(run)
+    folder = run / "checkpoints"
+    for name in ("damaged_00000003", "step_00000003", "step_00000004"):
+        shutil.copytree(folder / "step_00000002", folder / name)
+    flip_bit(folder / "step_00000003" / "rank-00000.safetensors", -1)
+    (folder / "step_00000004" / COMMITTED).unlink()
+
+
+@pytest.mark.parametrize(
+    ("before", "work", "least"),
+    [
+        (two_checkpoints, lambda run: save_in_two_pieces(run, 3), 55),
+        (left_behind, start_and_save, 65),
+    ],
+    ids=["a save", "a start and its save"],
+)
+def test_a_kill_before_any_change_of_the_disk_leaves_a_whole_checkpoint(
+    before: Callable[[Path], None], work: Callable[[str], None], least: int, tmp_path: Path
+) -> None:
+    """At every call in turn, until the work ends by itself. Once the new checkpoint is chosen, it
+    stays chosen: there is one moment of the commit."""
+    before(tmp_path / "start")
+    found: list[int] = []
+    run = ""
+    for number in itertools.count(1):
+        shutil.copytree(tmp_path / "start", run := str(tmp_path / str(number)))
+        if not killed_at(number, functools.partial(work, run), tmp_path / "calls"):
+            break
+        found.append(chosen(run))
+        assert_goes_on(run)
+        shutil.rmtree(run)
+    assert chosen(run) == 3 and set(found) == {2, 3} and found == sorted(found)
+    calls = (tmp_path / "calls").read_text().split()
+    assert len(calls) == len(found) >= least
+    assert {"mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir"} <= set(calls)
+    assert calls.count("open") == len(FILES)
+
+
 class Killed(BaseException):
     """Nothing runs after it."""
 
 
-def save_in_two_pieces(run: Path, step: int) -> None:
-    """As two ranks do, one after the other; two committed checkpoints are kept."""
-    folder = checkpoint_folder(str(run), step)
-    pieces = [[Fragment("x", (10,), start, torch.full((5,), float(step)))] for start in (0, 5)]
-    parts = [write_fragments(folder, f"rank-{n:05d}", piece) for n, piece in enumerate(pieces)]
-    commit(folder, parts, STATE | {"step": step})
-    drop_old(str(run), keep=2)
-
-
-POINTS = [("write", number, share) for number in range(1, 6) for share in range(11)]
-POINTS += [("removal", number, 0) for number in range(1, 4)]
-
-
-@pytest.mark.parametrize("point", POINTS, ids=lambda p: "-".join(map(str, p)))
-def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(
-    point: tuple[str, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kill_before_any_request_leaves_a_whole_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """58 points: after 0 to 10 tenths of each file's bytes, and within the removal of old ones."""
-    for step in (1, 2):
-        save_in_two_pieces(tmp_path, step)
-    kind, number, tenths = point
+    """On object storage, where a write is one request, and a commit takes several."""
+    found: list[int] = []
+    ask = drivers.Request.run
+    for number in itertools.count(1):
+        run = f"memory://kills/{number}"
+        for step in (1, 2):
+            save_in_two_pieces(run, step)
+        requests = itertools.count(1)
 
-    def die(path: str, data: bytes) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.partial")
-        beside.write_bytes(data[: len(data) * tenths // 10])
-        raise Killed
-
-    if kind == "write":
-        fail_at_write(number, die, monkeypatch)
-    else:
-        removals = iter(range(1, 99))
-        unlink = os.unlink
-
-        def dying_unlink(*arguments: Any, **options: Any) -> None:
-            if next(removals) == number:
+        def dying(*arguments: Any, last: int = number, made: Any = requests) -> Any:
+            if next(made) >= last:  # a killed process asks for nothing more
                 raise Killed
-            unlink(*arguments, **options)
+            return ask(*arguments)
 
-        monkeypatch.setattr(os, "unlink", dying_unlink)
-    with pytest.raises(Killed):
-        save_in_two_pieces(tmp_path, 3)
-    monkeypatch.undo()
-    loaded, problems = load_newest(str(tmp_path))
-    newest = 2 if kind == "write" else 3
-    assert loaded is not None and loaded.step == newest and problems == []
-    assert loaded.tensors["x"].eq(newest).all()
-    set_aside_after(str(tmp_path), newest)
-    save_in_two_pieces(tmp_path, 4)
-    assert committed_steps(str(tmp_path)) == [newest, 4]
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(drivers.Request, "run", dying)
+            save_in_two_pieces(run, 3)
+            break
+        found.append(chosen(run))
+        assert_goes_on(run)
+    assert set(found) == {2, 3} and found == sorted(found)
+    assert len(found) >= 20
 
 
 def test_a_failed_write_leaves_neither_file_nor_rest(

@@ -1,17 +1,30 @@
 """Who hangs, who is waited for, and what a look at a worker tells."""
 
+import concurrent.futures
+import contextlib
 import faulthandler
+import functools
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 import torch
 
-from cluster import hangs
+from cluster import hangs, link
 from cluster.attempt import Attempt, FaultError
 from cluster.board import RankFacts, Snapshot
 from cluster.process_group import stop_process_group
@@ -19,6 +32,7 @@ from cluster.ranks import run_on_ranks
 from cluster.rendezvous import bound_groups
 from distgan.config import Config
 from distgan.config_loading import with_values
+from tests.faulty_worker import FAULTS
 
 NOW, LIMIT_S = 100.0, 10.0
 
@@ -104,3 +118,120 @@ def test_a_look_tells_stacks_and_survives_a_worker_that_has_left(tmp_path: Path)
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert hangs._look(process.pid, str(stacks)) == "the process is gone"
+
+
+ASLEEP, HELD, STOPPED, DEAF = "hang", "held interpreter", "SIGSTOP", "deaf"
+"""Three of `FAULTS`, and a sleeper that hears of no signal."""
+
+
+def stuck_worker(board: Connection, folder: str, fault: str) -> None:
+    """In touch with a board at the other end of a pipe, without Ray, until the fault."""
+
+    def call(name: str) -> Any:
+        return SimpleNamespace(remote=lambda *values: board.send((name, *values)))
+
+    def own_facts(stacks: str) -> RankFacts:
+        return RankFacts(pid=os.getpid(), node_id=fault, host="here", stacks=stacks)
+
+    tempfile.tempdir = folder
+    answering: Any = SimpleNamespace(get=lambda told, timeout: told)
+    link.ray, link.own_facts = answering, own_facts
+    if fault == DEAF:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    with link.Link(SimpleNamespace(**{n: call(n) for n in ("join", "beat", "leave")}), rank=0):
+        FAULTS.get(fault, FAULTS[ASLEEP])()
+
+
+@dataclass(frozen=True)
+class Stuck:
+    facts: RankFacts
+    """As it has told its board."""
+    still_beats: bool
+
+
+@pytest.fixture(scope="module")
+def stuck(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stuck]]:
+    """Workers by their fault."""
+    context, folder = multiprocessing.get_context("fork"), str(tmp_path_factory.mktemp("stuck"))
+    boards: dict[str, Connection] = {}
+    with contextlib.ExitStack() as stack:
+        for fault in (ASLEEP, HELD, STOPPED, DEAF):
+            boards[fault], theirs = context.Pipe()
+            process = context.Process(target=stuck_worker, args=(theirs, folder, fault))
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+        joined = {fault: board.recv() for fault, board in boards.items()}
+        assert all(told[:2] == ("join", 0) for told in joined.values())
+        time.sleep(1)
+        for board in boards.values():
+            while board.poll():  # from before the fault
+                board.recv()
+        time.sleep(2)  # of four beats
+        yield {fault: Stuck(joined[fault][2], board.poll()) for fault, board in boards.items()}
+
+
+def test_a_held_interpreter_falls_silent_and_a_sleeper_does_not(stuck: dict[str, Stuck]) -> None:
+    """So of two that wait for each other, the silent one is named."""
+    beats = {fault: worker.still_beats for fault, worker in stuck.items()}
+    assert beats == {ASLEEP: True, DEAF: True, HELD: False, STOPPED: False}
+
+
+ENOUGH_S = hangs._STACK_WAIT_S + 3
+"""For looks, on a busy machine too."""
+
+
+@pytest.mark.parametrize("fault", [ASLEEP, HELD])
+def test_whoever_can_run_writes_its_stacks(fault: str, stuck: dict[str, Stuck]) -> None:
+    """Of all threads, and also where Python code holds the interpreter."""
+    started = time.monotonic()
+    told = hangs._look(stuck[fault].facts.pid, stuck[fault].facts.stacks)
+    assert time.monotonic() - started < ENOUGH_S
+    assert told.startswith("process state S (sleeping)\n")
+    assert "faulty_worker.py" in told and "in stuck_worker" in told and "in _beat" in told
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (STOPPED, "process state T (stopped by a signal)"),
+        (DEAF, "process state S (sleeping), gave no stacks"),
+    ],
+)
+def test_others_are_not_waited_for(fault: str, words: str, stuck: dict[str, Stuck]) -> None:
+    started = time.monotonic()
+    assert hangs._look(stuck[fault].facts.pid, stuck[fault].facts.stacks) == words
+    assert time.monotonic() - started < ENOUGH_S
+
+
+def test_all_are_looked_at_together_and_a_lost_machine_is_left(
+    stuck: dict[str, Stuck], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The description of a hang comes within a bounded time, whatever becomes of a machine."""
+    limit_s, back = hangs._STACK_WAIT_S + 2, threading.Event()
+
+    def on_node(node: str, work: Callable[..., str]) -> Any:
+        look = work if node in stuck else lambda *_: str(back.wait(60))
+        return SimpleNamespace(remote=functools.partial(pool.submit, look))
+
+    def wait(looks: list[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        done, others = concurrent.futures.wait(looks, timeout)
+        return list(done), list(others)
+
+    tasks = SimpleNamespace(wait=wait, get=lambda look: look.result(), exceptions=ray.exceptions)
+    monkeypatch.setattr(hangs, "ray", tasks)
+    monkeypatch.setattr(hangs, "_on_node", on_node)
+    monkeypatch.setattr(hangs, "_LOOK_TIMEOUT_S", limit_s)
+    lost = RankFacts(pid=1, node_id="lost", host="lost", stacks="stacks")
+    ranks = [stuck[fault].facts for fault in (ASLEEP, HELD, STOPPED, DEAF)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for seen, within_s in ((ranks, ENOUGH_S), ([*ranks, lost], limit_s + 3)):
+            started = time.monotonic()
+            told = hangs.describe(snapshot(*seen))
+            assert time.monotonic() - started < within_s
+            of_rank = re.split(r"^rank \d ", told, flags=re.MULTILINE)[1:]
+            assert len(of_rank) == len(seen)
+            assert ["in stuck_worker" in one for one in of_rank[:4]] == [True, True, False, False]
+            assert "stopped by a signal" in of_rank[2] and "gave no stacks" in of_rank[3]
+        back.set()
+    assert of_rank[4].endswith("its machine does not answer")

@@ -1,6 +1,7 @@
 """A checkpoint is written behind the training's back, and is still one commit of one moment."""
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
     assert committed_steps(str(tmp_path)) == [1, 2]
     saver.finish()
     assert committed_steps(str(tmp_path)) == [2, 3]
+
+
+def test_the_copy_lasts_until_it_is_written(tmp_path: Path) -> None:
+    """Or two would lie in memory as the next one is made."""
+    saver, fragments = Saver(str(tmp_path), 2, Alone()), whole({"x": torch.zeros(3)})
+    copy = weakref.ref(fragments[0].values)
+    saver.begin(1, fragments, STATE)
+    del fragments
+    until_written(saver)
+    assert copy() is None
+    saver.finish()
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])

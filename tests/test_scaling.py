@@ -1,5 +1,8 @@
 """How many workers a run takes: batch and lanes divide evenly, and lost machines are waited for."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +141,33 @@ def test_a_run_grows_into_what_is_free_alone(
     run = run_with_places([there], monkeypatch, max_workers=12)
     attempt: Any = _Attempt(4, begun)
     assert run._could_grow_from(attempt)() is grows
+
+
+def test_more_workers_than_asked_for_start_where_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to `cluster.max_workers`: at the start, and again when the cluster has grown; each time
+    the run goes on until its workers have left a checkpoint and ended."""
+    looks = [of(5, 5), of(12, 7), of(12, 8), of(12, 12), of(12, 0)]
+    run = run_with_places(looks, monkeypatch, num_workers=2, max_workers=12)
+    run.config = with_values(run.config, {"run.dir": str(tmp_path)})
+    run.show_progress = False
+    sizes, grown = list[int](), list[bool]()
+
+    class Growing(_Attempt):
+        def __init__(self, config: Config, size: int, listener: object) -> None:
+            super().__init__(size, begun=size)
+            sizes.append(size)
+
+        def watch(self, signals: object, could_grow: Callable[[], bool], bar: object) -> None:
+            grown.append(could_grow())
+            signal = job.RESIZE if grown[-1] else None
+            outcome = {"step": 7, "reason": "", "signal": signal}
+            self.last = replace(self.last, outcome=outcome)
+
+    monkeypatch.setattr(job, "Attempt", Growing)
+    assert run.to_its_end().step == 7
+    assert (sizes, grown) == ([4, 12], [True, False])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""State of the ZeRO engines: any stage and world size writes it, any other goes on from it."""
+"""State of the ZeRO engines: any stage and world size writes it, any other goes on from it, and the
+averaged generator in it is the one that a run exports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,21 @@ from torch import Tensor
 
 from cluster.engine_pairs import own_places, plain_engines, random_clips, sharded_engines, stir
 from cluster.ranks import run_on_ranks
+from cluster.sharded_average import ShardedAverage
 from distgan.adversarial_step import AdversarialStep
-from distgan.checkpoint import Fragment, commit, read_checkpoint, write_fragments
+from distgan.checkpoint import (
+    Fragment,
+    checkpoint_folder,
+    commit,
+    read_checkpoint,
+    write_fragments,
+)
 from distgan.config import Config
+from distgan.ema import PlainAverage
+from distgan.export import TrainedGenerator, export_generator, load_generator
+from distgan.generator import Generator
+from distgan.networks import build_generator
+from distgan.sampling import Sampler
 from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
@@ -25,6 +38,10 @@ WRITERS = ["plain", *(f"stage {stage} of {size}" for stage in STAGES for size in
 # Of a tensor's largest element, after one further step: other sizes sum in another order.
 ROUNDING = 1e-5
 SAME_LOSS = 1e-6
+STEP = 2
+"""Of every checkpoint."""
+DECAY = 0.5
+"""Of the averages, which start from other weights than the engines."""
 
 
 def config_of(stage: int) -> Config:
@@ -118,13 +135,41 @@ def write_everywhere(folder: str) -> list[Continued]:
         adversarial = zero_step(config_of(stage))
         start(adversarial)
         writer = f"stage {stage} of {size}"
-        part = write_fragments(f"{folder}/{writer}", f"rank-{rank}", fragments_of(adversarial))
+        average = ShardedAverage(build_generator(adversarial.config, CPU), adversarial.generator)
+        average.update(DECAY)
+        fragments = [*fragments_of(adversarial), *average.state_fragments()]
+        part = write_fragments(place(folder, writer), f"rank-{rank}", fragments)
         parts: list[Any] = [None] * size
         torch.distributed.all_gather_object(parts, part)
-        if rank == 0:
-            commit(f"{folder}/{writer}", parts, {})
+        with average.whole() as generator:
+            if rank == 0:
+                finish(folder, writer, parts, adversarial.config, generator)
         continued.append(go_on(adversarial, writer))
     return continued
+
+
+def write_plain(folder: str, adversarial: AdversarialStep) -> None:
+    own = adversarial.generator.module
+    average = PlainAverage(build_generator(adversarial.config, CPU), own)
+    average.update(DECAY)
+    fragments = [*fragments_of(adversarial), *average.state_fragments()]
+    part = write_fragments(place(folder, "plain"), "all", fragments)
+    finish(folder, "plain", [part], adversarial.config, average.generator)
+
+
+def place(folder: str, writer: str) -> str:
+    """Of a writer's checkpoint, in a run folder of its own."""
+    return checkpoint_folder(f"{folder}/{writer}", STEP)
+
+
+def finish(
+    folder: str, writer: str, parts: Sequence[Any], config: Config, average: Generator
+) -> None:
+    """Commits what all ranks have written, and exports the average as a run does at its end."""
+    tree = config.model_dump(mode="json")
+    commit(place(folder, writer), parts, {"config": tree, "frame_rate_hz": 7.5})
+    trained = TrainedGenerator(generator=average, config=config, step=STEP, frame_rate_hz=7.5)
+    export_generator(f"{folder}/{writer}", trained)
 
 
 def start(adversarial: AdversarialStep) -> None:
@@ -154,7 +199,7 @@ def read_everything(folder: str) -> dict[str, list[Continued]]:
 
 
 def load(adversarial: AdversarialStep, folder: str, writer: str) -> None:
-    tensors = read_checkpoint(f"{folder}/{writer}", 2).tensors
+    tensors = read_checkpoint(place(folder, writer), STEP).tensors
     adversarial.generator.load_state_tensors(tensors)
     adversarial.discriminator.load_state_tensors(tensors)
 
@@ -211,7 +256,7 @@ def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
     folder = str(Path(tmp_path_factory.mktemp("states")))
     plain = plain_step()
     start(plain)
-    commit(f"{folder}/plain", [write_fragments(f"{folder}/plain", "all", fragments_of(plain))], {})
+    write_plain(folder, plain)
     uninterrupted = {"plain": go_on(plain, "plain")}
     for size in SIZES:
         for continued in run_on_ranks(write_everywhere, (folder,), world_size=size)[0]:
@@ -243,7 +288,9 @@ def test_all_engines_write_the_same_tensors(journeys: Journeys) -> None:
     described = {
         writer: {
             name: (tensor.shape, tensor.dtype)
-            for name, tensor in read_checkpoint(f"{journeys.folder}/{writer}", 2).tensors.items()
+            for name, tensor in read_checkpoint(
+                place(journeys.folder, writer), STEP
+            ).tensors.items()
         }
         for writer in WRITERS
     }
@@ -253,6 +300,24 @@ def test_all_engines_write_the_same_tensors(journeys: Journeys) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_ranks_share_the_writing(stage: int, journeys: Journeys) -> None:
-    folder = Path(journeys.folder) / f"stage {stage} of 2"
+    folder = Path(place(journeys.folder, f"stage {stage} of 2"))
     first, second = ((folder / f"rank-{rank}.safetensors").stat().st_size for rank in range(2))
     assert 0.8 < first / second < 1.25
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_any_checkpoint_gives_the_generator_that_the_run_exported(
+    writer: str, journeys: Journeys
+) -> None:
+    """In every bit; and its clips are those of the plain engines' but for rounding."""
+    run = f"{journeys.folder}/{writer}"
+    sources = {"checkpoint": run, "export": f"{run}/generator"}
+    trained = {name: load_generator(source, CPU) for name, source in sources.items()}
+    own, exported = (dict(one.generator.named_parameters()) for one in trained.values())
+    assert own.keys() == exported.keys()
+    assert all(torch.equal(values, exported[name]) for name, values in own.items())
+    assert trained["checkpoint"].config == trained["export"].config
+    clips, same = (Sampler(one.generator, "fp32").clips([0, 1]) for one in trained.values())
+    assert torch.equal(clips, same)
+    plain = load_generator(f"{journeys.folder}/plain", CPU).generator
+    assert (clips.int() - Sampler(plain, "fp32").clips([0, 1]).int()).abs().max() <= 1
