@@ -131,8 +131,8 @@ CHANGES = (
     "rename", "link", "symlink", "unlink", "remove", "rmdir",
 )  # fmt: skip
 """What of module `os` changes files, as pathlib, shutil and tempfile call it too."""
-ENDED, FAILED = 0, 1
-KILLED = 86
+ENDED, FAILED, TOLD, KILLED = range(4)
+"""How a process ended that was to be killed, or whose disk was to fail; by exit code."""
 
 
 class Kill:
@@ -140,14 +140,16 @@ class Kill:
     before an opening for writing, a removal, an fsync, ..., and within each write, of which then
     nothing, a byte, some, most, or all but a byte has arrived."""
 
-    def __init__(self, number: int, noted: Path) -> None:
-        """`number` counts from 1; if the program ends before, `noted` gets the names of all."""
-        self.number, self.noted = number, noted
+    def __init__(self, number: int, *, fails: bool) -> None:
+        """`number` counts from 1. `fails`: this one call does, and nothing is killed."""
+        self.number, self.fails = number, fails
         self.seen: list[str] = []
 
     def point(self, name: str) -> None:
         self.seen.append(name)
         if len(self.seen) == self.number:
+            if self.fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             os._exit(KILLED)
 
     def install(self) -> None:
@@ -189,23 +191,24 @@ class _CutWrites(io.FileIO):
         return size
 
 
-def killed_at(number: int, work: Callable[[], None], noted: Path) -> bool:
-    """Whether `work`, in a process of its own, came to that call; forked, which is quick."""
+def stopped_at(number: int, work: Callable[[], object], noted: Path, *, fails: bool = False) -> int:
+    """How `work` ended in a process of its own (forked, which is quick) in which that call is the
+    last, or fails. If there are fewer calls, `noted` gets the names of all."""
     child = os.fork()
     if child == 0:
         code = FAILED
         try:
-            kill = Kill(number, noted)
+            kill = Kill(number, fails=fails)
             kill.install()
             work()
             code = ENDED
             with _OPEN(noted, "w") as file:
                 file.write(" ".join(kill.seen))
+        except UserError:
+            code = TOLD
         finally:
             os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (ENDED, KILLED)
-    return code == KILLED
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def two_checkpoints(run: Path) -> None:
@@ -224,6 +227,13 @@ def left_behind(run: Path) -> None:
     (folder / "step_00000004" / COMMITTED).unlink()
 
 
+@pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody pulls a plug here: what a killed process has written stays written."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.mark.usefixtures("quick_disk")
 @pytest.mark.parametrize(
     ("before", "work", "least"),
     [
@@ -242,16 +252,44 @@ def test_a_kill_before_any_change_of_the_disk_leaves_a_whole_checkpoint(
     run = ""
     for number in itertools.count(1):
         shutil.copytree(tmp_path / "start", run := str(tmp_path / str(number)))
-        if not killed_at(number, functools.partial(work, run), tmp_path / "calls"):
+        ended = stopped_at(number, functools.partial(work, run), tmp_path / "calls")
+        if ended != KILLED:
             break
         found.append(chosen(run))
         assert_goes_on(run)
         shutil.rmtree(run)
-    assert chosen(run) == 3 and set(found) == {2, 3} and found == sorted(found)
+    assert ended == ENDED and chosen(run) == 3
+    assert set(found) == {2, 3} and found == sorted(found)
     calls = (tmp_path / "calls").read_text().split()
     assert len(calls) == len(found) >= least
     assert {"mkdir", "open", "write", "fsync", "replace", "unlink", "rmdir"} <= set(calls)
     assert calls.count("open") == len(FILES)
+
+
+@pytest.mark.usefixtures("quick_disk")
+def test_a_disk_that_fails_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    """And the run ends with a word to its user."""
+    two_checkpoints(tmp_path / "start")
+    found: list[int] = []
+    values, state = {"x": torch.full((10,), 3.0)}, STATE | {"step": 3}
+    for number in itertools.count(1):
+        shutil.copytree(tmp_path / "start", run := str(tmp_path / str(number)))
+        save_third = functools.partial(save_checkpoint, run, 3, values, state, keep=2)
+        ended = stopped_at(number, save_third, tmp_path / "calls", fails=True)
+        if ended == ENDED:
+            calls = (tmp_path / "calls").read_text().split()
+            if len(calls) < number:
+                break
+            assert calls[number - 1] == "mkdir" and chosen(run) == 3  # of a folder that is there
+            continue
+        assert ended == TOLD
+        found.append(chosen(run))
+        left = storage.list_names(f"{run}/checkpoints")
+        assert ("step_00000003" in left) == (found[-1] == 3)
+        start_and_save(run)
+        assert committed_steps(run) == [found[-1], found[-1] + 1] == [chosen(run) - 1, chosen(run)]
+        shutil.rmtree(run)
+    assert set(found) == {2, 3} and found == sorted(found) and len(found) >= 40
 
 
 class Killed(BaseException):
