@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
 from cluster.parity import ParityError, check_parity
@@ -15,6 +15,7 @@ from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
 from cluster.zero_settings import deepspeed_settings
+from cluster.zero_shards import make_shards
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
 from distgan.ema import PlainAverage
@@ -54,6 +55,8 @@ class Averaged:
     differs_by: float
     restored: bool
     written_once: bool
+    left_whole: int
+    """Bytes of its whole weights on this rank outside of sampling."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,12 @@ def follow(config: Config) -> Averaged:
         plain.update(0.9)
     written = whole(sharded.state_fragments())
     expected = {f"ema/{n}": p.detach() for n, p in plain.generator.named_parameters()}
+    left_whole = held_bytes(sharded.generator)
     with sharded.whole() as generator, torch.no_grad():
         found = {f"ema/{n}": p.detach().clone() for n, p in generator.named_parameters()}
         latent = torch.ones(2, 8)
         same_video = torch.equal(generator(latent, None, None), plain.generator(latent, None, None))
+    left_whole += held_bytes(sharded.generator)
     fresh = ShardedAverage(build_generator(config, CPU), engine)
     fresh.load_state_tensors(written)
     with fresh.whole() as generator:
@@ -165,7 +170,12 @@ def follow(config: Config) -> Averaged:
         differs_by=differ,
         restored=equal(found, again) and (same_video or differ > 0),
         written_once=equal(found, written) and sharded.parameter_shapes() == shapes,
+        left_whole=left_whole,
     )
+
+
+def held_bytes(module: nn.Module) -> int:
+    return sum(parameter.untyped_storage().size() for parameter in module.parameters())
 
 
 def whole(pieces: list[Any]) -> dict[str, Tensor]:
@@ -197,12 +207,48 @@ def test_a_network_may_have_an_odd_number_of_parameters(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_deepspeed_clips_nothing(stage: int) -> None:
+    """Its default is a norm of 1; left out or None, it clips."""
+    settings = deepspeed_settings(ShardingConfig(zero_stage=stage), [100, 900], "cpu")
+    assert settings["gradient_clipping"] == 0
+
+
+class Copying:
+    """Of DeepSpeed's optimizer with its state on the CPU: a GPU that still sends gradients."""
+
+    cpu_offload = True
+
+    def __init__(self) -> None:
+        self.flat = nn.Parameter(torch.zeros(4))
+        self.flat.grad = torch.zeros(4)
+        self.single_partition_of_fp32_groups = [self.flat]
+        self.bit16_groups: list[list[nn.Parameter]] = [[]]
+        self.round_robin_bit16_offsets: list[list[int]] = [[]]
+        self.partition_size = [4]
+
+    def _wait_for_offload_copies(self) -> None:
+        assert self.flat.grad is not None
+        self.flat.grad.fill_(1.0)
+
+
+def test_offloaded_gradients_are_read_when_they_have_come() -> None:
+    (gradients,) = make_shards(2, Copying(), nn.Module(), rank=0, size=1).gradients()
+    assert gradients.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_sharded_average_equals_the_plain_one(stage: int, found: list[Found]) -> None:
     for rank in found:
         average = rank.averages[stage]
         assert average.differs_by <= 1e-7
         assert average.restored
         assert average.written_once
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_whole_average_is_let_go_after_sampling(stage: int, found: list[Found]) -> None:
+    """And its start weights once their slices are taken."""
+    assert [rank.averages[stage].left_whole for rank in found] == [0, 0]
 
 
 class Unaveraged(ZeroEngine):
@@ -228,7 +274,9 @@ def test_parity_holds_and_says_what_it_measured() -> None:
     report = check_parity(Config().model_copy(update={"cluster": tiny_config(PARITY).cluster}))
     assert report.passed
     assert "equal to plain PyTorch" in str(report)
-    assert "2 workers (cpu), generator at ZeRO-3, discriminator at ZeRO-2" in str(report)
+    assert "3 steps in float32 on 2 workers (cpu), generator at ZeRO-3" in str(report)
+    assert "discriminator at ZeRO-2" in str(report)
+    assert "gradients differ by" in str(report)
 
 
 def test_parity_is_red_for_a_wrong_engine() -> None:
@@ -236,6 +284,7 @@ def test_parity_is_red_for_a_wrong_engine() -> None:
     assert not report.passed
     assert "NOT EQUAL" in str(report)
     assert report.difference.gradient_norms > 0.5
+    assert report.difference.gradients > 0.5
 
 
 def broken(*_: object) -> Engine:
