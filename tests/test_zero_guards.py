@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from cluster.engine_difference import Difference, largest, measure
 from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
 from cluster.parity import ParityError, check_parity
 from cluster.ranks import run_on_ranks
@@ -18,6 +19,7 @@ from cluster.zero_settings import deepspeed_settings
 from cluster.zero_shards import make_shards
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
+from distgan.config_loading import with_values
 from distgan.ema import PlainAverage
 from distgan.engine import Engine
 from distgan.errors import DivergedError, UserError
@@ -30,11 +32,18 @@ from tests.tiny_networks import CPU, tiny_config
 REFUSALS = [(0, 1, False), (1, 2, False), (2, 2, False), (3, 2, False),
             (1, 2, True), (2, 1, True), (3, 2, True)]  # fmt: skip
 STAGES = (0, 1, 2, 3)
+NETWORKS = ("generator", "discriminator")
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"kind": "adam", "beta1": 0.5, "weight_decay": 0.5},
+    "adamw": {"kind": "adamw", "weight_decay": 0.5},
+    "momentum": {"kind": "sgd", "momentum": 0.9, "lr": 1e-2, "weight_decay": 0.5},
+    "sgd": {"kind": "sgd", "lr": 1e-2, "weight_decay": 0.5},
+}
 
 
 def config_of(stage: int, accumulation: int = 1, offloaded: bool = False) -> Config:
     values: dict[str, Any] = {"train.accumulation": accumulation}
-    for name in ("generator", "discriminator"):
+    for name in NETWORKS:
         values[f"cluster.{name}.zero_stage"] = stage
         values[f"cluster.{name}.offload_optimizer"] = offloaded
     return tiny_config(values)
@@ -67,6 +76,8 @@ class Found:
     averages: list[Averaged]
     gathered: list[str]
     """Parameters that a step at stage 3 left whole on this rank."""
+    larger: list[Difference]
+    """Of engines whose gradients are a hundredth too large, by optimizer."""
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +91,7 @@ def look() -> Found:
         [refuse(config_of(*case)) for case in REFUSALS],
         [follow(config_of(stage)) for stage in STAGES],
         left_whole(config_of(3)),
+        [largest(steps) for steps in measure(larger_configs(), 2, make_engine=larger)],
     )
 
 
@@ -249,6 +261,35 @@ def test_the_sharded_average_equals_the_plain_one(stage: int, found: list[Found]
 def test_the_whole_average_is_let_go_after_sampling(stage: int, found: list[Found]) -> None:
     """And its start weights once their slices are taken."""
     assert [rank.averages[stage].left_whole for rank in found] == [0, 0]
+
+
+class Larger(ZeroEngine):
+    """The optimizer is given a hundredth more than the gradient."""
+
+    def step(self, learning_rate: float) -> Tensor:
+        torch._foreach_mul_(self.shards.gradients(), 1.01)
+        return super().step(learning_rate)
+
+
+def larger(name: str, module: Any, optim: NetworkOptimConfig, sharding: ShardingConfig,
+           precision: str, accumulation: int) -> Engine:  # fmt: skip
+    return Larger(name, module, optim, sharding, precision=precision, accumulation=accumulation)
+
+
+def larger_configs() -> list[Config]:
+    return [
+        with_values(
+            config_of(1),
+            {f"optim.{network}.{key}": value for network in NETWORKS for key, value in own.items()},
+        )
+        for own in OPTIMIZERS.values()
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(OPTIMIZERS)), ids=list(OPTIMIZERS))
+def test_the_difference_of_gradients_is_theirs(index: int, found: list[Found]) -> None:
+    """Whatever the optimizer makes of them: under Adam the weights hardly show their size."""
+    assert found[0].larger[index].gradients == pytest.approx(0.01, rel=0.03)
 
 
 class Unaveraged(ZeroEngine):
