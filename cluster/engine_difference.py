@@ -4,7 +4,8 @@ Each step starts from the same state on both sides: left to themselves, two runs
 order of sums alone are far apart after twenty steps.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,7 +24,7 @@ from cluster.engine_pairs import (
 )
 from cluster.zero import ZeroEngine
 from distgan.adversarial_step import AdversarialStep, Metrics
-from distgan.config import Config
+from distgan.config import Config, NetworkOptimConfig
 from distgan.config_loading import with_values
 from distgan.data.conditioning import condition
 from distgan.engine import Engine, PlainEngine
@@ -36,10 +37,12 @@ class Difference:
 
     weights: float
     """L2 norm of the weights' difference after the step, relative to that of the step's change."""
+    gradients: float
+    """L2 norm of the difference of the gradients that the step took, relative to the gradient's."""
     outputs: float
     """Of the updated networks' outputs, relative to the largest of them."""
     losses: float
-    """Relative (absolute below 1)."""
+    """And of penalties. Relative (absolute below 1)."""
     gradient_norms: float
     """Relative."""
 
@@ -64,13 +67,15 @@ def measure(
 ) -> list[list[Difference]]:
     """On a rank: for each configuration, the differences of each step; the same on all ranks.
 
-    The plain engines take the global batch in the parts that the ranks take, so that kernels round
-    alike and what differs is the order of sums; or `joined`, in one part.
+    The plain engines take the global batch in the parts that the ranks take, and hold their
+    weights in the memory layout of ZeRO, so that kernels round alike and what differs is the order
+    of sums; or `joined`, in one part. On GPUs without TF32, which rounds float32 to 11 bits.
     """
     device = torch.device("cpu")
     if device_type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    return [_measure_one(config, steps, device, make_engine, joined) for config in configs]
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return [_measure_one(config, steps, device, make_engine, joined) for config in configs]
 
 
 def _measure_one(
@@ -80,6 +85,7 @@ def _measure_one(
     alone = with_values(config, {"train.accumulation": parts})
     plain = AdversarialStep(alone, *plain_engines(config, device), PartTimer(device))
     for seed, engine in enumerate((plain.generator, plain.discriminator)):
+        engine.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         stir(engine.module, seed)
     zero = AdversarialStep(config, *sharded_engines(config, device, make_engine), PartTimer(device))
     try:
@@ -98,16 +104,20 @@ def _compare_step(
     state = plain_state(plain)
     for sharded, _ in pairs:
         sharded.load_state_tensors(state)
-    before = {name: tensor.clone() for name, tensor in state.items() if ".optimizer/" not in name}
+    before = {name: tensor.clone() for name, tensor in state.items()}
     clips, places = random_clips(config, step, device), own_places(config.train.batch_size)
     ours = zero.run(clips[places.start : places.stop], places, step)
     theirs = plain.run(clips, range(len(clips)), step)
     after = plain_state(plain)
     local = Difference(
-        weights=max(_weights_differ(sharded, before, after, device) for sharded, _ in pairs),
+        weights=_largest_of(_weights_differ(e, before, after, device) for e, _ in pairs),
+        gradients=_largest_of(
+            _gradients_differ(e, getattr(config.optim, e.name), before, after, device)
+            for e, _ in pairs
+        ),
         outputs=_outputs_differ(config, zero, plain, step, device),
-        losses=_metrics_differ(ours, theirs, "loss/"),
-        gradient_norms=_metrics_differ(ours, theirs, "gradient_norm/"),
+        losses=_metrics_differ(ours, theirs, ("loss/", "penalty/")),
+        gradient_norms=_metrics_differ(ours, theirs, ("gradient_norm/",)),
     )
     everywhere: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everywhere, local)
@@ -123,21 +133,68 @@ def plain_state(plain: AdversarialStep) -> dict[str, Tensor]:
 def _weights_differ(
     sharded: Engine, before: dict[str, Tensor], after: dict[str, Tensor], device: torch.device
 ) -> float:
-    """The ranks' pieces together against the plain engine's weights."""
     names = sharded.parameter_shapes()
-    moved = sum((after[name] - before[name]).double().square().sum().item() for name in names)
-    differ = torch.zeros((), dtype=torch.float64, device=device)
+    moved = [after[name] - before[name] for name in names]
+    return float(_distance(sharded, {name: after[name] for name in names}, device) / _norm(moved))
+
+
+def _gradients_differ(
+    sharded: Engine,
+    optim: NetworkOptimConfig,
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+    device: torch.device,
+) -> float:
+    """As the optimizer was given them (clipped), read from what the step made of its state.
+
+    A moment m becomes `decay * m + share * (gradient + weight_decay * weight)`, and both sides had
+    the same m and weights before. Plain SGD has no state: there, of the weights themselves.
+    """
+    names = list(sharded.parameter_shapes())
+    key, decay, share = "momentum_buffer", optim.momentum, 1.0
+    if optim.kind != "sgd":
+        key, decay, share = "exp_avg", optim.beta1, 1 - optim.beta1
+    elif not optim.momentum:
+        key, decay, share = "", 1.0, -_rate_of(sharded)
+    moments = {name: _moment_name(name, key) if key else name for name in names}
+    added = 0.0 if optim.kind == "adamw" else optim.weight_decay
+    gradients = [
+        (after[m].double() - decay * before.get(m, torch.zeros_like(after[m])).double()) / share
+        - added * before[name].double()
+        for name, m in moments.items()
+    ]
+    differ = _distance(sharded, {m: after[m] for m in moments.values()}, device) / abs(share)
+    return float(differ / _norm(gradients))
+
+
+def _moment_name(name: str, key: str) -> str:
+    network, parameter = name.split("/", 1)
+    return f"{network}.optimizer/{parameter}/{key}"
+
+
+def _rate_of(engine: Engine) -> float:
+    """Of the step that it took last."""
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _distance(sharded: Engine, whole: dict[str, Tensor], device: torch.device) -> Tensor:
+    """L2, of what the ranks' pieces make together from these tensors."""
+    square = torch.zeros((), dtype=torch.float64, device=device)
     count = torch.zeros((), dtype=torch.int64, device=device)
     for fragment in sharded.state_fragments():
-        if fragment.name in names:
+        if fragment.name in whole:
             end = fragment.start + fragment.values.numel()
-            piece = after[fragment.name].reshape(-1)[fragment.start : end].cpu()
-            differ += (fragment.values - piece).double().square().sum()
+            piece = whole[fragment.name].reshape(-1)[fragment.start : end].cpu()
+            square += (fragment.values - piece).double().square().sum().to(device)
             count += fragment.values.numel()
-    torch.distributed.all_reduce(differ)
+    torch.distributed.all_reduce(square)
     torch.distributed.all_reduce(count)
-    assert count == sum(after[name].numel() for name in names), "each weight is written once"
-    return float((differ / moved).sqrt())
+    assert count == sum(tensor.numel() for tensor in whole.values()), "each is written once"
+    return square.sqrt().cpu()
+
+
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.stack([tensor.double().square().sum().cpu() for tensor in tensors]).sum().sqrt()
 
 
 @torch.no_grad()
@@ -161,15 +218,19 @@ def _outputs_differ(
     return worst
 
 
-def _metrics_differ(ours: Metrics, theirs: Metrics, prefix: str) -> float:
+def _metrics_differ(ours: Metrics, theirs: Metrics, prefixes: tuple[str, ...]) -> float:
     """Losses are means over a rank's clips; norms are global already."""
     worst, size = 0.0, torch.distributed.get_world_size()
-    for name in (name for name in sorted(theirs) if name.startswith(prefix)):
+    for name in (name for name in sorted(theirs) if name.startswith(prefixes)):
         mean = ours[name].detach().double().clone()
         torch.distributed.all_reduce(mean)
         expected = theirs[name].item()
         worst = _larger(worst, abs(mean.item() / size - expected) / max(abs(expected), 1.0))
     return worst
+
+
+def _largest_of(values: Iterable[float]) -> float:
+    return functools.reduce(_larger, values)
 
 
 def _larger(a: float, b: float) -> float:

@@ -23,11 +23,14 @@ MOST_WORKERS = 4
 """More than these would crowd one machine, and show no more."""
 
 TOLERANCES = {
-    # More than ten times the largest that `launch.py doctor` found over the presets with 4 workers
-    # at stage 3: 8.2e-5, 1.2e-5, 1.3e-7 and 7.7e-7. A wrong engine is off by 1e-2 and more.
-    "cpu": Difference(weights=1e-3, outputs=2e-4, losses=2e-6, gradient_norms=1e-5),
-    # Not measured yet: GPU kernels add in any order.
-    "cuda": Difference(weights=5e-3, outputs=1e-4, losses=1e-4, gradient_norms=1e-3),
+    # Measured over the presets with `small_copy` on 4 workers at stage 3, 3 steps: 1.6e-5, 1.5e-6,
+    # 3.6e-5, 9.7e-8 and 4.8e-7. At least five times those, and of the gradients what the project
+    # promises. A wrong engine is off by 1e-2 and more.
+    "cpu": Difference(weights=1e-3, gradients=2e-4, outputs=2e-4, losses=2e-6, gradient_norms=1e-5),
+    # Not measured yet; of the gradients, the promise.
+    "cuda": Difference(
+        weights=5e-3, gradients=2e-4, outputs=1e-4, losses=1e-4, gradient_norms=1e-3
+    ),
 }
 
 
@@ -62,7 +65,10 @@ def check_parity(
 ) -> ParityReport:
     """Takes steps with small copies of the configured networks, in processes of their own.
 
-    On GPUs if there is one for each worker, else over gloo on the CPU; in float32.
+    On GPUs if there is one for each worker, else over gloo on the CPU; in float32, whatever
+    training takes. In bf16 equal engines are too far apart: one that sums in another order moves a
+    weight by a rounding of float32, and now and then that flips its rounding to bf16, for 7.0e-4
+    of the gradients and 1.3e-2 of the weights (presets, 4 workers, stage 3).
 
     Raises:
         UserError: the configured stages can't work together.
@@ -88,8 +94,9 @@ def check_parity(
     return ParityReport(
         difference=largest(per_step),
         tolerance=TOLERANCES[device_type],
-        setting=f"{steps} steps on {world_size} workers ({device_type}), generator at ZeRO-"
-        f"{cluster.generator.zero_stage}, discriminator at ZeRO-{cluster.discriminator.zero_stage}",
+        setting=f"{steps} steps in float32 on {world_size} workers ({device_type}), generator at "
+        f"ZeRO-{cluster.generator.zero_stage}, discriminator at "
+        f"ZeRO-{cluster.discriminator.zero_stage}",
     )
 
 

@@ -154,7 +154,8 @@ class ZeroEngine:
         state = self.optimizer.state[shard.flat]
         for key, value in whole.items():
             if key in SCALARS:
-                state[key] = value.to(shard.flat.device, copy=True)
+                # Where PyTorch keeps it: read from a GPU, each update would wait for it.
+                state[key] = value.to("cpu", copy=True)
                 continue
             if key not in state:
                 state[key] = torch.zeros_like(shard.flat, dtype=value.dtype)

@@ -157,7 +157,7 @@ class SplitState:
 
     def gradients(self) -> list[Tensor]:
         if self.optimizer.cpu_offload:
-            self.optimizer._wait_for_offload_copies()  # the last one may still be on its way
+            self.optimizer._wait_for_offload_copies()  # a GPU may still be writing them
             assert self.flat.grad is not None
             return [self.flat.grad]
         return list(self.optimizer.averaged_gradients[0])

@@ -4,7 +4,7 @@ Ours convolve space and time apart; somebody's own networks may not, and under Z
 layer decides what works.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from cluster import engine_pairs
 from cluster.engine_difference import Difference, largest, measure
 from cluster.ranks import run_on_ranks
 from distgan.config import Config
-from tests.test_zero_steps import ACCUMULATED, PROMISED, case
+from tests.test_zero_steps import ACCUMULATED, PROMISED, assert_hundred_steps_equal, case
 
 WIDTH = 8
 
@@ -88,21 +88,30 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
         return make()
 
 
-def measure_cases() -> dict[str, Difference]:
+def measure_3d(configs: Sequence[Config], steps: int) -> list[list[Difference]]:
     """On a rank: a process of its own, whose pairs of engines are of the networks here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_pairs, "build_generator",
                       lambda config, device: seeded(lambda: Generator3d(config)))  # fmt: skip
         patch.setattr(engine_pairs, "build_discriminator",
                       lambda config, device: seeded(Discriminator3d))  # fmt: skip
-        return dict(zip(CASES, map(largest, measure(list(CASES.values()), 3)), strict=True))
+        return measure(configs, steps)
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, Difference]:
-    return run_on_ranks(measure_cases, (), world_size=2)[0]
+    steps = run_on_ranks(measure_3d, (list(CASES.values()), 3), world_size=2)[0]
+    return dict(zip(CASES, map(largest, steps), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_equals_plain_pytorch(name: str, found: dict[str, Difference]) -> None:
+    print(found[name])
     assert found[name].within(PROMISED), found[name]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_hundred_steps_equal_plain_pytorch(ranks: int) -> None:
+    assert_hundred_steps_equal(CASES, ranks, measure_3d)

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
+from cluster.engine_difference import Difference, largest, measure
 from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
 from cluster.parity import ParityError, check_parity
 from cluster.ranks import run_on_ranks
@@ -15,8 +16,10 @@ from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
 from cluster.zero_settings import deepspeed_settings
+from cluster.zero_shards import make_shards
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
+from distgan.config_loading import with_values
 from distgan.ema import PlainAverage
 from distgan.engine import Engine
 from distgan.errors import DivergedError, UserError
@@ -29,11 +32,18 @@ from tests.tiny_networks import CPU, tiny_config
 REFUSALS = [(0, 1, False), (1, 2, False), (2, 2, False), (3, 2, False),
             (1, 2, True), (2, 1, True), (3, 2, True)]  # fmt: skip
 STAGES = (0, 1, 2, 3)
+NETWORKS = ("generator", "discriminator")
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam": {"kind": "adam", "beta1": 0.5, "weight_decay": 0.5},
+    "adamw": {"kind": "adamw", "weight_decay": 0.5},
+    "momentum": {"kind": "sgd", "momentum": 0.9, "lr": 1e-2, "weight_decay": 0.5},
+    "sgd": {"kind": "sgd", "lr": 1e-2, "weight_decay": 0.5},
+}
 
 
 def config_of(stage: int, accumulation: int = 1, offloaded: bool = False) -> Config:
     values: dict[str, Any] = {"train.accumulation": accumulation}
-    for name in ("generator", "discriminator"):
+    for name in NETWORKS:
         values[f"cluster.{name}.zero_stage"] = stage
         values[f"cluster.{name}.offload_optimizer"] = offloaded
     return tiny_config(values)
@@ -54,6 +64,8 @@ class Averaged:
     differs_by: float
     restored: bool
     written_once: bool
+    left_whole: int
+    """Bytes of its whole weights on this rank outside of sampling."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class Found:
     averages: list[Averaged]
     gathered: list[str]
     """Parameters that a step at stage 3 left whole on this rank."""
+    larger: list[Difference]
+    """Of engines whose gradients are a hundredth too large, by optimizer."""
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +91,7 @@ def look() -> Found:
         [refuse(config_of(*case)) for case in REFUSALS],
         [follow(config_of(stage)) for stage in STAGES],
         left_whole(config_of(3)),
+        [largest(steps) for steps in measure(larger_configs(), 2, make_engine=larger)],
     )
 
 
@@ -151,10 +166,12 @@ def follow(config: Config) -> Averaged:
         plain.update(0.9)
     written = whole(sharded.state_fragments())
     expected = {f"ema/{n}": p.detach() for n, p in plain.generator.named_parameters()}
+    left_whole = held_bytes(sharded.generator)
     with sharded.whole() as generator, torch.no_grad():
         found = {f"ema/{n}": p.detach().clone() for n, p in generator.named_parameters()}
         latent = torch.ones(2, 8)
         same_video = torch.equal(generator(latent, None, None), plain.generator(latent, None, None))
+    left_whole += held_bytes(sharded.generator)
     fresh = ShardedAverage(build_generator(config, CPU), engine)
     fresh.load_state_tensors(written)
     with fresh.whole() as generator:
@@ -165,7 +182,12 @@ def follow(config: Config) -> Averaged:
         differs_by=differ,
         restored=equal(found, again) and (same_video or differ > 0),
         written_once=equal(found, written) and sharded.parameter_shapes() == shapes,
+        left_whole=left_whole,
     )
+
+
+def held_bytes(module: nn.Module) -> int:
+    return sum(parameter.untyped_storage().size() for parameter in module.parameters())
 
 
 def whole(pieces: list[Any]) -> dict[str, Tensor]:
@@ -197,12 +219,77 @@ def test_a_network_may_have_an_odd_number_of_parameters(stage: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_deepspeed_clips_nothing(stage: int) -> None:
+    """Its default is a norm of 1; left out or None, it clips."""
+    settings = deepspeed_settings(ShardingConfig(zero_stage=stage), [100, 900], "cpu")
+    assert settings["gradient_clipping"] == 0
+
+
+class Copying:
+    """Of DeepSpeed's optimizer with its state on the CPU: a GPU that still sends gradients."""
+
+    cpu_offload = True
+
+    def __init__(self) -> None:
+        self.flat = nn.Parameter(torch.zeros(4))
+        self.flat.grad = torch.zeros(4)
+        self.single_partition_of_fp32_groups = [self.flat]
+        self.bit16_groups: list[list[nn.Parameter]] = [[]]
+        self.round_robin_bit16_offsets: list[list[int]] = [[]]
+        self.partition_size = [4]
+
+    def _wait_for_offload_copies(self) -> None:
+        assert self.flat.grad is not None
+        self.flat.grad.fill_(1.0)
+
+
+def test_offloaded_gradients_are_read_when_they_have_come() -> None:
+    (gradients,) = make_shards(2, Copying(), nn.Module(), rank=0, size=1).gradients()
+    assert gradients.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_sharded_average_equals_the_plain_one(stage: int, found: list[Found]) -> None:
     for rank in found:
         average = rank.averages[stage]
         assert average.differs_by <= 1e-7
         assert average.restored
         assert average.written_once
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_whole_average_is_let_go_after_sampling(stage: int, found: list[Found]) -> None:
+    """And its start weights once their slices are taken."""
+    assert [rank.averages[stage].left_whole for rank in found] == [0, 0]
+
+
+class Larger(ZeroEngine):
+    """The optimizer is given a hundredth more than the gradient."""
+
+    def step(self, learning_rate: float) -> Tensor:
+        torch._foreach_mul_(self.shards.gradients(), 1.01)
+        return super().step(learning_rate)
+
+
+def larger(name: str, module: Any, optim: NetworkOptimConfig, sharding: ShardingConfig,
+           precision: str, accumulation: int) -> Engine:  # fmt: skip
+    return Larger(name, module, optim, sharding, precision=precision, accumulation=accumulation)
+
+
+def larger_configs() -> list[Config]:
+    return [
+        with_values(
+            config_of(1),
+            {f"optim.{network}.{key}": value for network in NETWORKS for key, value in own.items()},
+        )
+        for own in OPTIMIZERS.values()
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(OPTIMIZERS)), ids=list(OPTIMIZERS))
+def test_the_difference_of_gradients_is_theirs(index: int, found: list[Found]) -> None:
+    """Whatever the optimizer makes of them: under Adam the weights hardly show their size."""
+    assert found[0].larger[index].gradients == pytest.approx(0.01, rel=0.03)
 
 
 class Unaveraged(ZeroEngine):
@@ -228,7 +315,9 @@ def test_parity_holds_and_says_what_it_measured() -> None:
     report = check_parity(Config().model_copy(update={"cluster": tiny_config(PARITY).cluster}))
     assert report.passed
     assert "equal to plain PyTorch" in str(report)
-    assert "2 workers (cpu), generator at ZeRO-3, discriminator at ZeRO-2" in str(report)
+    assert "3 steps in float32 on 2 workers (cpu), generator at ZeRO-3" in str(report)
+    assert "discriminator at ZeRO-2" in str(report)
+    assert "gradients differ by" in str(report)
 
 
 def test_parity_is_red_for_a_wrong_engine() -> None:
@@ -236,6 +325,7 @@ def test_parity_is_red_for_a_wrong_engine() -> None:
     assert not report.passed
     assert "NOT EQUAL" in str(report)
     assert report.difference.gradient_norms > 0.5
+    assert report.difference.gradients > 0.5
 
 
 def broken(*_: object) -> Engine:

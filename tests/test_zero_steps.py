@@ -1,6 +1,8 @@
 """A step of the ZeRO engines is a step of plain PyTorch, from the same state, at every stage."""
 
+import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +26,14 @@ from tests.tiny_networks import CPU, tiny_config
 BOTH = ("generator", "discriminator")
 # Where sums keep their order. Measured: weights 7.4e-6, outputs 3.3e-7, losses 6.0e-8, norms
 # 1.4e-7, bit-equal in most cases.
-SAME_PARTS = Difference(weights=3e-5, outputs=1e-6, losses=2e-7, gradient_norms=5e-7)
+SAME_PARTS = Difference(
+    weights=3e-5, gradients=2e-6, outputs=1e-6, losses=2e-7, gradient_norms=5e-7
+)
 # What the project promises where sums have another order: losses within 1e-6 and gradients within
 # 2e-4 by norm. (Without Adam, weights change by the clipped gradients.) Measured on one joined
 # batch: weights 3.9e-5, outputs 1.5e-5, losses 1.2e-7, norms 1.1e-5; over 100 steps in the same
 # parts: 2.9e-5, 3.6e-6, 9.0e-8, 1.7e-7; on three ranks: 4.8e-5, 1.7e-6, 6.0e-8, 2.4e-6.
-PROMISED = Difference(weights=2e-4, outputs=5e-5, losses=1e-6, gradient_norms=2e-4)
+PROMISED = Difference(weights=2e-4, gradients=2e-4, outputs=5e-5, losses=1e-6, gradient_norms=2e-4)
 
 
 def case(stages: tuple[int, int], optim: dict[str, Any] | None = None, **values: Any) -> Config:
@@ -70,8 +74,19 @@ CASES: dict[str, Config] = {
     "2 offloaded": case((2, 2), {"clip_norm": 0.05}, **OFFLOADED),
     "3 offloaded": case((3, 3), {"clip_norm": 0.05}, **ACCUMULATED, **OFFLOADED,
                         **WEIGHTS_OFFLOADED),
+    "3, weights alone offloaded": case((3, 3), {"clip_norm": 0.05}, **WEIGHTS_OFFLOADED),
+    "0, exact": case((0, 0), loss__penalty_form="exact"),
 }  # fmt: skip
-JOINED_CASES = ("0", "1", "2", "3", "1 accumulated", "3 accumulated", "3, along gradient")
+JOINED_CASES = (
+    "0",
+    "1",
+    "2",
+    "3",
+    "1 accumulated",
+    "3 accumulated",
+    "3, along gradient",
+    "0, exact",
+)
 # Adam turns a gradient that is noise into a full step. A large rate: the step shall be far above
 # the rounding of the weights.
 PLAIN_STEP = {"kind": "sgd", "lr": 1.0, "clip_norm": 0.05, "weight_decay": 0.0}
@@ -86,7 +101,17 @@ class Found:
 
     same_parts: dict[str, Difference]
     joined: dict[str, Difference]
-    free: list[float]
+    free: list["Free"]
+
+
+@dataclass(frozen=True)
+class Free:
+    """Of steps without a common state, at one stage."""
+
+    difference: float
+    """The largest of a weight."""
+    gradient_norms: dict[str, float]
+    """The largest of each network's."""
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +128,7 @@ def compare_all() -> Found:
     """On a rank."""
     same_parts = map(largest, measure(list(CASES.values()), 3))
     joined = map(largest, measure([by_plain_steps(n) for n in JOINED_CASES], 3, joined=True))
-    free = [case((stage, stage), GENTLE, loss__gamma=0.1) for stage in range(4)]
+    free = [case((s, s), GENTLE, loss__gamma=0.1, loss__kind="hinge") for s in range(4)]
     return Found(
         same_parts=dict(zip(CASES, same_parts, strict=True)),
         joined=dict(zip(JOINED_CASES, joined, strict=True)),
@@ -117,21 +142,27 @@ def test_a_step_equals_plain_pytorch(name: str, found: Found) -> None:
     gradient is near 0, 2.2e-6 apart by Adam's first step of 2e-4, makes 7.8e-5 of `weights`."""
     other_order = CASES[name].train.accumulation > 1
     limit = PROMISED if other_order else SAME_PARTS
+    print(found.same_parts[name])
     assert found.same_parts[name].within(limit), found.same_parts[name]
 
 
 @pytest.mark.parametrize("name", JOINED_CASES)
 def test_a_step_equals_plain_pytorch_on_the_joined_batch(name: str, found: Found) -> None:
+    print(found.joined[name])
     assert found.joined[name].within(PROMISED), found.joined[name]
 
 
-def test_twenty_free_steps_stay_together_at_gentle_settings(found: Found) -> None:
-    assert len(found.free) == 4
-    assert max(found.free) < 2e-6, found.free
+@pytest.mark.parametrize("stage", range(4))
+def test_twenty_free_steps_stay_together_at_gentle_settings(stage: int, found: Found) -> None:
+    """Under SGD and with large gradients, none of which is clipped: DeepSpeed's own default clips
+    at 1, which Adam would hide."""
+    free = found.free[stage]
+    assert free.difference < 3e-7  # measured: 3.0e-8
+    assert min(free.gradient_norms.values()) > 1
 
 
-def run_freely(config: Config, steps: int) -> float:
-    """On a rank: the largest difference of a weight after steps without a common state."""
+def run_freely(config: Config, steps: int) -> Free:
+    """On a rank."""
     plain = AdversarialStep(config, *plain_engines(config, CPU), PartTimer(CPU))
     zero = AdversarialStep(config, *sharded_engines(config, CPU), PartTimer(CPU))
     for seed, engine in enumerate((plain.generator, plain.discriminator)):
@@ -139,17 +170,20 @@ def run_freely(config: Config, steps: int) -> float:
     for sharded in (zero.generator, zero.discriminator):
         sharded.load_state_tensors(plain_state(plain))
     places = own_places(config.train.batch_size)
+    norms = dict.fromkeys(BOTH, 0.0)
     for step in range(1, steps + 1):
         clips = random_clips(config, step, CPU)
-        plain.run(clips, range(len(clips)), step)
+        metrics = plain.run(clips, range(len(clips)), step)
+        norms = {n: max(norm, metrics[f"gradient_norm/{n}"].item()) for n, norm in norms.items()}
         zero.run(clips[places.start : places.stop], places, step)
     whole = plain_state(plain)
     pieces = [*zero.generator.state_fragments(), *zero.discriminator.state_fragments()]
-    return max(
+    difference = max(
         (f.values - whole[f.name].reshape(-1)[f.start : f.start + len(f.values)]).abs().max().item()
         for f in pieces
         if ".optimizer/" not in f.name
     )
+    return Free(difference, norms)
 
 
 def of_three(config: Config) -> Config:
@@ -157,7 +191,6 @@ def of_three(config: Config) -> Config:
     return with_values(config, {"train.batch_size": 6 * config.train.accumulation, "data.lanes": 3})
 
 
-@pytest.mark.soak
 def test_three_ranks_take_the_same_step() -> None:
     """Their parts of the flat tensors end within parameters, padding is in play, and their sums
     have an order of their own."""
@@ -165,31 +198,57 @@ def test_three_ranks_take_the_same_step() -> None:
     configs = [of_three(CASES[name]) for name in names]
     found = run_on_ranks(measure, (configs, 3), world_size=3)[0]
     for name, steps in zip(names, found, strict=True):
+        print(largest(steps))
         assert largest(steps).within(PROMISED), (name, largest(steps))
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_hundred_steps_equal_plain_pytorch(ranks: int) -> None:
-    configs = [of_three(config) if ranks == 3 else config for config in CASES.values()]
-    found = run_on_ranks(measure, (configs, 100), world_size=ranks, timeout_s=1500)[0]
-    worst = dict(zip(CASES, map(largest, found), strict=True))
-    print(worst)
+PARTS = 3
+"""Of a soak test, each of which takes several minutes."""
+
+
+def assert_hundred_steps_equal(
+    cases: dict[str, Config], ranks: int, make: Callable[..., Any], **options: Any
+) -> None:
+    """Of each case; prints what is the furthest apart."""
+    configs = [of_three(config) if ranks == 3 else config for config in cases.values()]
+    call = functools.partial(make, **options)
+    found = run_on_ranks(call, (configs, 100), world_size=ranks, timeout_s=1400)[0]
+    worst = dict(zip(cases, map(largest, found), strict=True))
+    for name, difference in worst.items():
+        print(f"{ranks} ranks, {name}: {difference}")
+    print(f"{ranks} ranks, all: {largest(list(worst.values()))}")
     assert [name for name in worst if not worst[name].within(PROMISED)] == [], worst
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
-def test_twenty_steps_of_every_combination() -> None:
-    stages = [(0, 0), (1, 1), (2, 2), (3, 3), (3, 2), (1, 0), (0, 3)]
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_hundred_steps_equal_plain_pytorch(ranks: int, part: int) -> None:
+    cases = {name: CASES[name] for name in list(CASES)[part::PARTS]}
+    assert_hundred_steps_equal(cases, ranks, measure)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_hundred_steps_equal_plain_pytorch_on_the_joined_batch(ranks: int) -> None:
+    cases = {name: by_plain_steps(name) for name in JOINED_CASES}
+    assert_hundred_steps_equal(cases, ranks, measure, joined=True)
+
+
+COMBINED_STAGES = [(0, 0), (1, 1), (2, 2), (3, 3), (3, 2), (1, 0), (0, 3)]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("stages", COMBINED_STAGES)
+def test_twenty_steps_of_every_combination(stages: tuple[int, int]) -> None:
     optims = [{"kind": "adam"}, {"kind": "adamw", "weight_decay": 0.1}, MOMENTUM]
     forms = ["random_direction", "gradient_direction", "exact"]
     configs = []
-    for stage, optim, form, kind in itertools.product(
-        stages, optims, forms, ("relativistic", "bce", "hinge")
-    ):
-        if stage[1] == 3 and form == "exact":
+    for optim, form, kind in itertools.product(optims, forms, ("relativistic", "bce", "hinge")):
+        if stages[1] == 3 and form == "exact":
             continue
         turn = len(configs)  # the rest takes turns
         parts = 1 + turn % 2
@@ -199,8 +258,8 @@ def test_twenty_steps_of_every_combination() -> None:
             "train__batch_size": 4 * parts,
             "train__precision": ("fp32", "bf16")[turn // 2 % 2],
         }
-        configs.append(case(stage, optim | {"clip_norm": 0.05 * (turn // 4 % 2)}, **values))
-    found = run_on_ranks(measure, (configs, 20), world_size=2, timeout_s=3000)[0]
+        configs.append(case(stages, optim | {"clip_norm": 0.05 * (turn // 4 % 2)}, **values))
+    found = run_on_ranks(measure, (configs, 20), world_size=2, timeout_s=1400)[0]
     overall = largest([largest(steps) for steps in found])
     print(f"{len(configs)} combinations: {overall}")
     assert overall.within(PROMISED), overall

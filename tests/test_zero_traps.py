@@ -2,8 +2,13 @@
 
 With DeepSpeed 0.19.8 and the networks here; others came to other outcomes. The engine's rules rest
 on this table: when a new DeepSpeed changes a row, look at them again.
+
+Measured over two steps: where a way is equal, weights and gradients are so in every bit; where it
+is wrong, they are off by 0.5 and more.
 """
 
+import traceback
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -20,6 +25,25 @@ from tests.tiny_networks import tiny_config
 STAGES = (0, 1, 2, 3)
 EXACT = {"loss.penalty_form": "exact", "loss.penalty_interval": 1}
 NO_PENALTY = {"loss.penalty": "none"}
+EQUAL, WRONG = "equal", "wrong"
+
+
+@dataclass(frozen=True)
+class Raises:
+    """An exception of DeepSpeed or PyTorch, so that none of the harness is taken for it."""
+
+    kind: str
+    words: str
+    """In its message."""
+    place: str
+    """The function that raises it."""
+
+
+OWN_BACKWARD = Raises("RuntimeError", "Direct calls to tensor.backward()", "_backward_prologue")
+EMPTY_BUCKET = Raises("IndexError", "list index out of range", "reduce_ipg_grads")
+LET_GO = Raises("RuntimeError", "size of tensor a (0) must match", "_engine_run_backward")
+LET_GO_CONVOLUTION = Raises("RuntimeError", "got stride=[1, 1]", "_engine_run_backward")
+"""A double backward reads the weights of a convolution that are let go."""
 
 
 class Tutorial(ZeroEngine):
@@ -68,25 +92,26 @@ class TwoBackwardsWithFlags(ZeroEngine):
         self._engine.backward(loss / 2, scale_wrt_gas=False)
 
 
+Outcome = str | Raises
 # Engine of D, settings, and the outcome at each stage.
-TRAPS: dict[str, tuple[type[ZeroEngine], dict[str, Any], tuple[str, str, str, str]]] = {
-    "tutorial": (Tutorial, NO_PENALTY, ("raises", "equal", "equal", "wrong")),
+TRAPS: dict[str, tuple[type[ZeroEngine], dict[str, Any], tuple[Outcome, ...]]] = {
+    "tutorial": (Tutorial, NO_PENALTY, (OWN_BACKWARD, EQUAL, EQUAL, WRONG)),
     "frozen, through its engine": (
-        FrozenThroughEngine, NO_PENALTY, ("raises", "raises", "raises", "wrong"),
+        FrozenThroughEngine, NO_PENALTY, (OWN_BACKWARD, EMPTY_BUCKET, EMPTY_BUCKET, WRONG),
     ),
-    "two backwards": (TwoBackwards, NO_PENALTY, ("equal", "wrong", "wrong", "raises")),
+    "two backwards": (TwoBackwards, NO_PENALTY, (EQUAL, WRONG, WRONG, LET_GO)),
     "two backwards with flags": (
-        TwoBackwardsWithFlags, NO_PENALTY, ("equal", "equal", "equal", "raises"),
+        TwoBackwardsWithFlags, NO_PENALTY, (EQUAL, EQUAL, EQUAL, LET_GO),
     ),
     "exact, through its engine": (
-        PenaltyThroughEngine, EXACT, ("raises", "raises", "raises", "raises"),
+        PenaltyThroughEngine, EXACT, (OWN_BACKWARD, EMPTY_BUCKET, EMPTY_BUCKET, LET_GO_CONVOLUTION),
     ),
-    "exact, bare": (ZeroEngine, EXACT, ("equal", "equal", "equal", "raises")),
+    "exact, bare": (ZeroEngine, EXACT, (EQUAL, EQUAL, EQUAL, LET_GO_CONVOLUTION)),
 }  # fmt: skip
 
 
 def try_trap(name: str) -> list[str]:
-    """On a rank: what it comes to at each stage: `equal`, `wrong` or `raises`."""
+    """On a rank: the outcome at each stage; of an exception, all that `Raises` looks at."""
     kind, values, _ = TRAPS[name]
     outcomes = []
     for stage in STAGES:
@@ -108,13 +133,23 @@ def outcome(config: Config, kind: type[ZeroEngine]) -> str:
         return of_name(name, module, optim, sharding, **settings)
 
     try:
-        worst = largest(measure([config], 2, "cpu", make)[0])
-    except Exception:  # noqa: BLE001  # DeepSpeed asserts, or runs into what it left behind
-        return "raises"
-    return "equal" if worst.weights < 1e-3 else "wrong"
+        worst = largest(measure([config], 2, "cpu", make)[0])  # closes the engines whatever befalls
+    except Exception as error:  # noqa: BLE001 (which one is looked at by the test)
+        place = traceback.extract_tb(error.__traceback__)[-1].name
+        return f"{type(error).__name__} in {place}: {error}"
+    if worst.weights < 1e-5 and worst.gradients < 1e-5:
+        return EQUAL
+    return WRONG if worst.weights > 0.1 and worst.gradients > 0.1 else f"neither: {worst}"
+
+
+def is_as_expected(found: str, expected: Outcome) -> bool:
+    if isinstance(expected, str):
+        return found == expected
+    return found.startswith(f"{expected.kind} in {expected.place}: ") and expected.words in found
 
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_the_ways_that_are_wrong_are_known(name: str) -> None:
-    first, second = run_on_ranks(try_trap, (name,), world_size=2)
-    assert first == second == list(TRAPS[name][2])
+    for rank in run_on_ranks(try_trap, (name,), world_size=2):
+        for found, expected in zip(rank, TRAPS[name][2], strict=True):
+            assert is_as_expected(found, expected), (rank, TRAPS[name][2])
