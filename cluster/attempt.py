@@ -1,8 +1,10 @@
 """One attempt of a run: a Ray Train run of a fixed number of workers, watched to its end.
 
 It runs in a thread of the process that started the command, whose main thread watches: it passes on
-signals, shows progress, and ends what stands still. Nothing is waited for without bound: whichever
-process of the attempt is stopped or killed, the attempt ends.
+signals, shows progress, and ends what stands still. Bounded is the wait for the workers' start, for
+each rank's next step, for each answer of the board, and for Ray to end an attempt whose workers
+have ended: whichever of these processes is stopped or killed, the attempt ends. Not bounded are the
+run's listener, which is called here, and Ray's own servers on this machine.
 """
 
 import math

@@ -43,7 +43,9 @@ when the same command is run again; other settings are refused then."""
 SUBMIT_DETAILS = """
 The cluster is the one whose dashboard RAY_API_SERVER_ADDRESS (or RAY_ADDRESS) names. This folder
 travels there without runs, data and environments. Prints the job's output and ends with its exit
-code. `ray job submit --working-dir . -- python launch.py train ...` works just as well."""
+code. `ray job stop ID` then waits up to 600 s for a last checkpoint; after a plain `ray job submit
+--working-dir . -- python launch.py train ...` Ray kills the job after 3 s, unless it was given
+--runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}}'."""
 
 
 def add_prepare(commands: "Commands[argparse.ArgumentParser]") -> None:

@@ -1,5 +1,7 @@
-"""Checkpoints of one process, written at once, and tensors of every kind to put in them."""
+"""Checkpoints: how one process writes them at once, tensors of every kind, what two must share."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distgan.checkpoint import checkpoint_folder, whole
+from distgan.checkpoint import Checkpoint, checkpoint_folder, read_checkpoint, whole
 from distgan.saving import Saver
 from distgan.team import Alone
 
@@ -52,3 +54,21 @@ def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 def save(run: Path, step: int, keep: int = 9) -> Path:
     return Path(save_checkpoint(str(run), step, tensors(step), STATE | {"step": step}, keep=keep))
+
+
+def kept_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its counters, without what a clock measured; settings such as the run's folder may differ."""
+    left_out = ("seconds", "compute_seconds", "config")
+    return {name: value for name, value in checkpoint.state.items() if name not in left_out}
+
+
+def state_hash(run_dir: Path, step: int) -> str:
+    """Over every tensor of the checkpoint (networks, optimizers, average) and its counters."""
+    checkpoint = read_checkpoint(checkpoint_folder(str(run_dir), step), step)
+    digest = hashlib.sha256()
+    for name in sorted(checkpoint.tensors):
+        tensor = checkpoint.tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(json.dumps(kept_state(checkpoint), sort_keys=True).encode())
+    return digest.hexdigest()

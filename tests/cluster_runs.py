@@ -4,15 +4,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distgan.checkpoint import load_newest
+from distgan.checkpoint import Checkpoint, load_newest
 from distgan.metrics.writer import read_metrics
+from tests.checkpoints import kept_state
 from tests.tiny import REPOSITORY, TINY
 
 TIMED = ("time/", "throughput/", "memory/")
@@ -60,6 +61,11 @@ def train(
     return run_program(command, head, code)
 
 
+def without_cluster(environment: Mapping[str, str]) -> dict[str, str]:
+    """In which programs join no cluster, but start their own."""
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+
+
 def train_with_faults(
     head: dict[str, str], data: str, run: Path, faults: list[dict[str, Any]], *more: str,
     code: int = 0, timeout_s: float = 240,
@@ -72,10 +78,14 @@ def train_with_faults(
     )
 
 
-def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+def newest_of(run: Path) -> Checkpoint:
     checkpoint, problems = load_newest(str(run))
     assert checkpoint is not None and not problems
-    return checkpoint.tensors
+    return checkpoint
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    return newest_of(run).tensors
 
 
 def logged(run: Path) -> list[dict[str, float]]:
@@ -85,16 +95,21 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Equal in every bit of the last checkpoint and in every logged number."""
-    ours, theirs = tensors_of(one), tensors_of(other)
+    """Equal in every bit and counter of the last checkpoint and in every logged number."""
+    newest, others = newest_of(one), newest_of(other)
+    ours, theirs = newest.tensors, others.tensors
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert kept_state(newest) == kept_state(others)
     assert logged(one) == logged(other)
 
 
-def wait_until(ready: Callable[[], bool], timeout_s: float, process: subprocess.Popen[str]) -> None:
+def wait_until(
+    ready: Callable[[], bool], timeout_s: float, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Fails if it takes longer, or if the process ends before."""
     deadline = time.monotonic() + timeout_s
     while not ready():
-        assert process.poll() is None, "it ended"
+        assert process is None or process.poll() is None, "it ended"
         assert time.monotonic() < deadline, "it did not get there"
         time.sleep(0.1)

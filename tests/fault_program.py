@@ -1,9 +1,11 @@
 """launch.py with faults in its workers: `python -m tests.fault_program FAULTS ARGUMENTS`.
 
-FAULTS is a JSON list; each has rank, step, place and kind as in `tests.faulty_worker`, a marker
-file that keeps it from coming twice, and optionally "always".
+FAULTS is a JSON list; each has rank, step (the first at which it may come), place and kind as in
+`tests.faulty_worker`, a marker file that counts how often it has come, and optionally "times", how
+often it comes in all: once, else.
 """
 
+import os
 import sys
 from typing import Any
 
@@ -19,7 +21,7 @@ def main() -> int:
     def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
         return make_trainer(
             faulty_worker.train_on_rank,
-            train_loop_config=train_loop_config | {"faults": faults},
+            train_loop_config=train_loop_config | {"faults": faults, "driver": os.getpid()},
             **options,
         )
 

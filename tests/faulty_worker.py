@@ -1,8 +1,9 @@
-"""A training worker in which faults come once, at an exact place; see `fault_program`."""
+"""A training worker in which faults come at an exact place; see `fault_program`."""
 
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -39,6 +40,16 @@ def _signal(title: str, number: signal.Signals) -> None:
     raise AssertionError(f"no {title} found")
 
 
+def _kill_loaders() -> None:
+    loaders = multiprocessing.active_children()
+    assert loaders, "this worker has no loader"
+    for loader in loaders:
+        loader.kill()
+
+
+_DRIVER = "DISTGAN_TEST_DRIVER"
+"""Variable with the process that started the run."""
+
 FAULTS: dict[str, Callable[[], Any]] = {
     "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
@@ -52,7 +63,11 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "controller killed": lambda: _signal("ray::TrainController", signal.SIGKILL),
     "controller stopped": lambda: _signal("ray::TrainController", signal.SIGSTOP),
     "held interpreter": _hold_interpreter,
+    "driver killed": lambda: os.kill(int(os.environ[_DRIVER]), signal.SIGKILL),
+    "loader killed": _kill_loaders,  # with data.num_workers=1, once a batch was read
 }
+NAN = "nan"
+"""A further kind, for the places that return a loss: it is not finite then."""
 PLACES: dict[str, tuple[Any, str]] = {
     "start": (worker, "Link"),  # before the board is told of the worker; its step is -1
     "data": (Trainer, "next_batch"),
@@ -65,6 +80,7 @@ PLACES: dict[str, tuple[Any, str]] = {
 
 def train_on_rank(task: dict[str, Any]) -> None:
     """Trains as `cluster.worker.train_on_rank`, with the faults in it."""
+    os.environ[_DRIVER] = str(task["driver"])
     _install(json.loads(task["faults"]), ray_train.get_context().get_world_rank())
     worker.train_on_rank(task)
 
@@ -90,9 +106,15 @@ def _with_fault(
     def faulty(self: Any, *arguments: Any) -> Any:
         marker = Path(fault["marker"])
         at = step[0] + (1 if fault["place"] == "data" else 0)  # not yet noted
-        if at >= fault["step"] and (fault.get("always") or not marker.exists()):
-            marker.touch()
-            FAULTS[fault["kind"]]()
+        come = marker.stat().st_size if marker.exists() else 0
+        if at < fault["step"] or come >= fault.get("times", 1):
+            return original(self, *arguments)
+        with marker.open("ab") as file:
+            file.write(b"x")
+        if fault["kind"] == NAN:
+            loss, metrics = original(self, *arguments)
+            return loss * float("nan"), metrics
+        FAULTS[fault["kind"]]()
         return original(self, *arguments)
 
     return faulty

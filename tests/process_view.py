@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,17 @@ def processes_with(name: str, value: str) -> list[int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def lives(pids: Iterable[int]) -> set[tuple[int, int]]:
+    """Those that run still, each with its start: its number may be another's one day."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            if fields[0] not in (b"Z", b"X"):
+                found.add((pid, int(fields[19])))
+    return found
 
 
 def arguments_of(pid: int) -> bytes:

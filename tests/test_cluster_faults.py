@@ -1,10 +1,12 @@
 """A menu of faults, by chance: whatever befalls a run of two workers, it ends as if undisturbed.
 
-Several in each run, at all stages of ZeRO, and over the ends of epochs (of 5 steps).
+Several in each run, at all stages of ZeRO, and over the ends of epochs (of 5 steps). A command that
+was killed is run again.
 """
 
 import random
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,11 @@ def test_a_run_ends_as_if_undisturbed(
 ) -> None:
     faults, stage = [_possible(fault) for fault in RUNS[number]], number % 4
     run = tmp_path / "run"
-    more = ("cluster.hang_seconds=15", f"cluster.max_failures={2 * IN_A_RUN}", *stages(stage))
+    more = ["cluster.hang_seconds=15", f"cluster.max_failures={2 * IN_A_RUN}", *stages(stage)]
+    kinds = [fault["kind"] for fault in faults]
+    more += ["data.num_workers=1"] * ("loader killed" in kinds)
+    for _ in range(kinds.count("driver killed")):
+        train_with_faults(head, tiny_data, run, faults, *more, code=-signal.SIGKILL, timeout_s=800)
     done = train_with_faults(head, tiny_data, run, faults, *more, timeout_s=800)
     come = [(tmp_path / f"run-marker-{i}").exists() for i in range(IN_A_RUN)]
     assert all(come), list(zip(come, faults, strict=True))
@@ -72,6 +78,8 @@ def test_a_run_ends_as_if_undisturbed(
 
 
 def _possible(fault: dict[str, Any]) -> dict[str, Any]:
+    if fault["kind"] == "loader killed":  # which lives from the first batch to the last
+        return fault | {"place": "generator"}
     if fault["place"] == "commit":  # rank 0 alone does
         return fault | {"rank": 0}
     return fault | {"step": -1} if fault["place"] == "start" else fault

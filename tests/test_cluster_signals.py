@@ -3,16 +3,14 @@
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from distgan.checkpoint import committed_steps
 from distgan.metrics.writer import read_metrics
-from tests.cluster_runs import arguments
-from tests.process_view import processes_with
-from tests.processes import running
+from tests.cluster_runs import arguments, without_cluster
+from tests.processes import Descendants, running
 from tests.tiny import one_thread
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -33,22 +31,19 @@ def test_a_signal_to_the_whole_process_group_leaves_a_checkpoint(
     run = tmp_path / "run"
     command = arguments(tiny_data, run, "cluster.num_workers=2", "train.max_steps=100000",
                         "checkpoint.interval_steps=20")  # fmt: skip
-    own = {n: v for n, v in one_thread().items() if not n.startswith("RAY_")}
-    mark = {"DISTGAN_TEST_RUN": str(run)}
+    own = without_cluster(one_thread())
 
     def under_way() -> bool:
         return bool(committed_steps(str(run)))
 
-    with running(
-        [sys.executable, "launch.py", *command], own | mark, under_way, timeout_s=120
-    ) as process:
-        mine = processes_with("DISTGAN_TEST_RUN", str(run))
-        assert len(mine) > 4, "Ray's processes are not among them"
+    with (
+        Descendants() as started,
+        running(
+            [sys.executable, "launch.py", *command], own | started.mark, under_way, timeout_s=120
+        ) as process,
+    ):
         os.killpg(process.pid, number)
         assert process.wait(_GRACE_S) == code
+        started.all_end(within_s=10)
     logged = [line["step"] for line in read_metrics(str(run / "metrics.jsonl"))]
     assert committed_steps(str(run))[-1] == logged[-1]
-    deadline = time.monotonic() + 10
-    while left := set(mine) & set(processes_with("DISTGAN_TEST_RUN", str(run))):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)

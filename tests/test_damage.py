@@ -24,9 +24,10 @@ from distgan.data.stream import ClipBatch, ClipStream
 from distgan.data.verify import verify
 from distgan.errors import StorageError, UserError
 from distgan.local import train_locally
+from tests.checkpoints import state_hash
 from tests.damage import KINDS, Corruption, clip_places, corrupt, flip_bit
 from tests.numbered_clips import RED, make_data, open_stream, write_data_manifest
-from tests.test_resume import logged, state_hash
+from tests.test_resume import logged
 from tests.tiny import TINY, launch
 
 SIZES = [5, 4, 6, 3]

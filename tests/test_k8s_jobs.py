@@ -249,20 +249,3 @@ def asked_for(pods: Pods) -> list[tuple[dict[str, float], int]]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [(bundle, count) for bundle, count in json.loads(done.stdout.splitlines()[-1])]
-
-
-def test_a_cluster_of_another_version_is_said(pods: Pods) -> None:
-    """Workers with other packages are refused by tests/test_team.py's ranks."""
-    program = (
-        "import sys, ray; ray.__version__ = '2.59.0'\n"
-        "from launch import main; sys.exit(main(sys.argv[1:]))"
-    )
-    mount(pods, cluster__num_workers=1)
-    done = subprocess.run(
-        [sys.executable, "-c", program, "train", "--config", str(pods.config / "train.yaml"),
-         "run.dir=s3://bucket/runs/other", "data.shards=s3://bucket/data-64"],
-        cwd=REPOSITORY, env=pods.environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.splitlines()[-1]
-    assert "has other versions" in line and "2.59.0" in line

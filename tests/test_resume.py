@@ -1,6 +1,5 @@
 """A run that was killed and started again equals one that never stopped, bit by bit."""
 
-import hashlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import pytest
 
 from distgan import storage
 from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
+from tests.checkpoints import state_hash
 from tests.damage import flip_bit
 from tests.processes import running
 from tests.tiny import REPOSITORY, TINY, launch, one_thread
@@ -35,20 +35,6 @@ def train_arguments(run_dir: Path, data: str, *more: str) -> list[str]:
         f"run.dir={run_dir}",
         *more,
     ]
-
-
-def state_hash(run_dir: Path, step: int) -> str:
-    """Over every tensor of the checkpoint (networks, optimizers, average) and its counters."""
-    checkpoint = read_checkpoint(checkpoint_folder(str(run_dir), step), step)
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.tensors):
-        tensor = checkpoint.tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    clocks = ("seconds", "compute_seconds")
-    state = {k: v for k, v in checkpoint.state.items() if k not in (*clocks, "config")}
-    digest.update(json.dumps(state, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 def logged(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Jobs on a real cluster: the same command line, its exit code, its output."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import urllib.request
@@ -14,8 +16,9 @@ from ray.job_submission import JobStatus
 from cluster import submit
 from distgan.checkpoint import committed_steps
 from distgan.errors import UserError
+from distgan.metrics.writer import read_metrics
 from distgan.run_folder import DIVERGED
-from tests.cluster_runs import CalmJob
+from tests.cluster_runs import CalmJob, wait_until
 from tests.tiny import REPOSITORY, TINY, launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -55,12 +58,39 @@ def test_the_dashboard_shows_the_run(head: dict[str, str], calm_job: CalmJob) ->
     assert [len(attempt["workers"]) for attempt in own["attempts"]] == [2]
 
 
+RAY_JOB = ("-m", "ray.scripts.scripts", "job")
+PLAIN = (*RAY_JOB, "submit", "--working-dir", ".", "--runtime-env-json",
+         '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}}')  # fmt: skip
+"""As README.md has it."""
+
+
 def test_ray_job_submit_works_as_well(head: dict[str, str], tiny_data: str, tmp_path: Path) -> None:
     command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", "train.max_steps=4")
-    ray = ["-m", "ray.scripts.scripts", "job", "submit", "--working-dir", ".", "--"]
-    done = run(head, *ray, "python", "launch.py", *command)
+    done = run(head, *PLAIN, "--", "python", "launch.py", *command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert committed_steps(str(tmp_path / "run")) == [4]
+    assert shlex.join(PLAIN[2:]) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.soak  # what it rests on, a signal's way to a checkpoint, is tested elsewhere
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_job_that_is_stopped_leaves_a_checkpoint(
+    plain: bool, head: dict[str, str], tiny_data: str, tmp_path: Path
+) -> None:
+    """Also one that was submitted without `submit`. Ray would kill it after 3 s."""
+    folder = tmp_path / "run"
+    command = train(tiny_data, folder, "cluster.num_workers=2", "train.max_steps=100000",
+                    "checkpoint.interval_steps=20")  # fmt: skip
+    submit_it = (*PLAIN, "--no-wait", "--", "python", "launch.py") if plain else (
+        "launch.py", "submit", "--no-wait", "--")  # fmt: skip
+    done = run(head, *submit_it, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (name,) = set(re.findall(r"\braysubmit_\w+", done.stdout + done.stderr))
+    wait_until(lambda: bool(committed_steps(str(folder))), 120)
+    stopped = run(head, *RAY_JOB, "stop", name)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    steps = [line["step"] for line in read_metrics(str(folder / "metrics.jsonl"))]
+    assert committed_steps(str(folder))[-1] == steps[-1]
 
 
 def test_submit_ends_with_the_job_s_own_exit_code(
@@ -75,12 +105,16 @@ def test_submit_ends_with_the_job_s_own_exit_code(
 def test_divergence_is_not_taken_for_a_fault(
     head: dict[str, str], tiny_data: str, tmp_path: Path
 ) -> None:
-    """Nor lost on the way: `submit` ends with its exit code too."""
-    wild = ("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12", "train.max_steps=40")
+    """Nor lost on the way: `submit` ends with its exit code too. Both ranks have gone back to a
+    checkpoint once, from which it came again."""
+    wild = ("optim.discriminator.kind=sgd", "optim.discriminator.lr=1e12", "train.max_steps=40",
+            "checkpoint.interval_steps=1")  # fmt: skip
     command = train(tiny_data, tmp_path / "run", "cluster.num_workers=2", *wild)
     done = run(head, "launch.py", "submit", "--", *command)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "the workers failed" not in done.stdout + done.stderr
+    assert done.stdout.count("going back to the newest checkpoint, once") == 1
+    assert committed_steps(str(tmp_path / "run"))
     assert "is nan" in done.stdout or "is inf" in done.stdout
     assert "stop.nonfinite" in done.stdout
     assert (tmp_path / "run" / DIVERGED).exists()
