@@ -18,9 +18,12 @@ def main() -> int:
     faults, *arguments = sys.argv[1:]
     make_trainer = attempt.DatalessTrainer
 
-    def with_fault(train: Any, *, train_loop_config: dict[str, Any], **options: Any) -> Any:
+    def with_fault(
+        train: Any, *, train_loop_config: dict[str, Any], torch_config: Any, **options: Any
+    ) -> Any:
         return make_trainer(
             faulty_worker.train_on_rank,
+            torch_config=faulty_worker.FaultyTorchConfig(**vars(torch_config), faults=faults),
             train_loop_config=train_loop_config | {"faults": faults, "driver": os.getpid()},
             **options,
         )

@@ -8,12 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import train as ray_train
 
 from cluster import worker
+from cluster.rendezvous import GuardedTorchConfig, _GuardedBackend
 from distgan.adversarial_step import AdversarialStep
 from distgan.saving import Saver
 from distgan.trainer import Trainer
@@ -77,6 +79,9 @@ PLACES: dict[str, tuple[Any, str]] = {
     "commit": (Saver, "_commit"),
 }
 
+GROUP = "group"
+"""A further place, for what ends a worker: when all have a process and their group is not made."""
+
 
 def train_on_rank(task: dict[str, Any]) -> None:
     """Trains as `cluster.worker.train_on_rank`, with the faults in it."""
@@ -95,7 +100,7 @@ def _install(faults: list[dict[str, Any]], rank: int) -> None:
 
     Trainer.next_batch = noting_step  # type: ignore[method-assign]
     for fault in faults:
-        if fault["rank"] == rank:
+        if fault["rank"] == rank and fault["place"] != GROUP:
             owner, name = PLACES[fault["place"]]
             setattr(owner, name, _with_fault(getattr(owner, name), fault, step))
 
@@ -104,13 +109,9 @@ def _with_fault(
     original: Callable[..., Any], fault: dict[str, Any], step: list[int]
 ) -> Callable[..., Any]:
     def faulty(self: Any, *arguments: Any) -> Any:
-        marker = Path(fault["marker"])
         at = step[0] + (1 if fault["place"] == "data" else 0)  # not yet noted
-        come = marker.stat().st_size if marker.exists() else 0
-        if at < fault["step"] or come >= fault.get("times", 1):
+        if at < fault["step"] or not _comes(fault):
             return original(self, *arguments)
-        with marker.open("ab") as file:
-            file.write(b"x")
         if fault["kind"] == NAN:
             loss, metrics = original(self, *arguments)
             return loss * float("nan"), metrics
@@ -118,3 +119,37 @@ def _with_fault(
         return original(self, *arguments)
 
     return faulty
+
+
+def _comes(fault: dict[str, Any]) -> bool:
+    """Counts it, unless it has come as often as it shall."""
+    marker = Path(fault["marker"])
+    if marker.exists() and marker.stat().st_size >= fault.get("times", 1):
+        return False
+    with marker.open("ab") as file:
+        file.write(b"x")
+    return True
+
+
+def _come(fault: dict[str, Any]) -> None:
+    if _comes(fault):
+        FAULTS[fault["kind"]]()
+
+
+class _FaultyBackend(_GuardedBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        for fault in json.loads(backend_config.faults):
+            if fault["place"] == GROUP:
+                worker_group.execute_single(fault["rank"], _come, fault)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass(kw_only=True)
+class FaultyTorchConfig(GuardedTorchConfig):
+    """With the faults that come before the training."""
+
+    faults: str
+
+    @property
+    def backend_cls(self) -> type[_GuardedBackend]:
+        return _FaultyBackend

@@ -35,7 +35,7 @@ from tests.cluster_runs import (
     without_cluster,
 )
 from tests.damage import flip_bit
-from tests.faulty_worker import NAN
+from tests.faulty_worker import GROUP, NAN
 from tests.object_servers import BUCKET, CREDENTIALS, KEY, OPTIONS, SECRET, rclone_server
 from tests.processes import Descendants, running
 from tests.ray_heads import ray_head, ray_node
@@ -143,12 +143,12 @@ def test_the_doctor_holds_the_engines_against_plain_pytorch(tmp_path: Path) -> N
 def test_a_killed_and_a_hanging_worker_leave_no_trace(
     head: dict[str, str], calm: Path, tiny_data: str, tmp_path: Path
 ) -> None:
-    """One after the other: rank 0 ends between the start of the workers and their first step, rank
-    1 is killed in G's step, can't write its part of a checkpoint, and is stopped in D's step: then
-    its state is told, and where rank 0 waits for it. With a new checkpoint between them, faults
-    are not in a row."""
+    """One after the other: rank 0 ends while the workers' group is made (which Ray's own controller
+    would leave with its places taken), rank 1 is killed in G's step, can't write its part of a
+    checkpoint, and is stopped in D's step: then its state is told, and where rank 0 waits for it.
+    With a new checkpoint between them, faults are not in a row."""
     faults = [
-        {"rank": 0, "step": -1, "place": "start", "kind": "SIGTERM"},
+        {"rank": 0, "step": -1, "place": GROUP, "kind": "SIGKILL"},
         {"rank": 1, "step": 6, "place": "generator", "kind": "SIGKILL"},
         {"rank": 1, "step": 8, "place": "save", "kind": "exception"},
         {"rank": 1, "step": 11, "place": "discriminator", "kind": "SIGSTOP"},
