@@ -150,7 +150,7 @@ class Trainer:
                 raise
 
     def _loop(self, observer: Observer, saver: Saver, requests: StopRequests) -> Outcome:
-        saved = self.step if self.step else -1
+        saved, due = self.step if self.step else -1, False
         _, number = self._agree({}, saver, requests)
         reason = self.rules.reason(self.step, self._epoch(), self.seconds)
         pin_memory = self.device.type == "cuda"
@@ -173,9 +173,10 @@ class Trainer:
                 bar.set_postfix(progress_facts(self.latest), refresh=False)
                 bar.update()
                 reason = self.rules.reason(self.step, self._epoch(), self.seconds)
-                if self.step % self.config.checkpoint.interval_steps == 0:
+                due = due or self.step % self.config.checkpoint.interval_steps == 0
+                if due and not self.rules.skipped_in_a_row:  # what a run goes back to is good
                     self.save(observer, saver)
-                    saved = self.step
+                    saved, due = self.step, False
                 if logged and self.listener is not None:
                     if self.team.rank == 0:
                         self.listener(self.step, self.seconds, logged)

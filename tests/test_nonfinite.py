@@ -83,17 +83,28 @@ def test_one_bad_step_is_left_out_and_counted(
     assert all(torch.isfinite(tensor).all() for tensor in tensors_of(tmp_path / "run").values())
 
 
-def test_what_passes_leaves_no_trace(tiny_data: str, tmp_path: Path) -> None:
-    """Two bad steps in a row send the run back; it then equals one that never had them."""
+@pytest.mark.parametrize("bad", [[6, 7], [8, 9]], ids=["between checkpoints", "at a checkpoint"])
+def test_what_passes_leaves_no_trace(bad: list[int], tiny_data: str, tmp_path: Path) -> None:
+    """Two bad steps in a row send the run back; it then equals one that never had them. Where a
+    checkpoint falls due at the first of them, it must not be what the run goes back to."""
     trainer(tiny_data, tmp_path / "calm").run(NoSignal())
     other = trainer(tiny_data, tmp_path / "other")
-    spoil(other, [6, 7], network="generator", times=2)
+    spoil(other, bad, network="generator", times=2)
     other.run(NoSignal())
     calm, healed = (tensors_of(tmp_path / name) for name in ("calm", "other"))
     assert calm.keys() == healed.keys()
     assert all(torch.equal(calm[name], healed[name]) for name in calm)
     steps = [line["step"] for line in read_metrics(str(tmp_path / "other" / "metrics.jsonl"))]
     assert steps == list(range(1, 13))
+
+
+def test_a_checkpoint_that_is_due_at_a_bad_step_is_made_at_the_next_good_one(
+    tiny_data: str, tmp_path: Path
+) -> None:
+    one = trainer(tiny_data, tmp_path)
+    spoil(one, [8], network="generator")
+    one.run(NoSignal())
+    assert committed_steps(str(tmp_path)) == [4, 9, 12]
 
 
 @pytest.mark.parametrize("file", ["rank-00000.safetensors", "manifest.json"])
