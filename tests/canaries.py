@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import secrets
 import threading
 import urllib.parse
@@ -95,8 +96,9 @@ class Watch:
 
 
 def _files(folders: Iterable[Path], aside: frozenset[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):
-                if path.is_file() and not path.is_symlink() and path not in aside:
-                    yield path
+    for place in folders:
+        for folder, _, names in os.walk(place):  # which passes by what is gone meanwhile
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and not path.is_symlink() and path not in aside:
+                        yield path

@@ -17,12 +17,12 @@ def test_no_run_starts_on_engines_that_are_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Exit code 2, with what was measured; `cluster.parity_check` alone makes the difference."""
-    wrong = Difference(weights=0.03, outputs=0.0, losses=0.0, gradient_norms=0.0)
+    wrong = Difference(weights=0.03, gradients=0.0, outputs=0.0, losses=0.0, gradient_norms=0.0)
     monkeypatch.setattr(parity, "run_on_ranks", lambda *_, **__: [([wrong],)])
     monkeypatch.setattr(job, "RAY_TRAIN_ENVIRONMENT", {})
     monkeypatch.setattr(job, "_connected", contextlib.nullcontext)
     monkeypatch.setattr(job, "_check_data", lambda config: None)
-    command = arguments(tiny_data, tmp_path / "run", "cluster.num_workers=2")
+    command = arguments(tiny_data, tmp_path / "run", "cluster.num_workers=2", "train.device=cpu")
     assert launch.main([*command, "cluster.parity_check=true"]) == 2
     told = capsys.readouterr().err
     assert "do not compute what plain PyTorch does" in told and "NOT EQUAL" in told
