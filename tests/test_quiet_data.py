@@ -27,5 +27,5 @@ def warned(how: str) -> bool:
 
 
 def test_the_one_warning_is_filtered_where_the_configuration_arrives() -> None:
-    assert warned("as made"), "Ray no longer warns: take cluster/quiet_data.py out"
+    assert warned("as made"), "Ray no longer warns: take QuietDataConfig out"
     assert not warned("travelled")
