@@ -23,7 +23,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from distgan import storage
-from distgan.errors import TooLargeError, UserError
+from distgan.errors import StorageError, TooLargeError, UserError, for_user
 from distgan.strict_json import parse_object
 
 COMMITTED, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
@@ -166,16 +166,21 @@ def writing(folder: str) -> Iterator[None]:
     Raises:
         UserError: the disk is full, or the folder can't be written. What was half-written is
             removed, and earlier checkpoints are untouched.
-        StorageError: object storage failed for too long. What was half-written stays uncommitted
-            until the next start clears it away.
+        StorageError: the disk fails in another way, or object storage for too long. What was
+            half-written there stays uncommitted until the next start clears it away.
     """
     try:
         yield
     except OSError as error:
         storage.remove_tree(folder)
-        raise UserError(
-            f"can't write the checkpoint {folder}: {error.strerror or error}; the one before is "
-            "untouched: make room (or lower checkpoint.keep) and run the same command again"
+        problem = f"can't write the checkpoint {folder}: {error.strerror or error}"
+        if for_user(error) is not None:
+            raise UserError(
+                f"{problem}; the one before is untouched: make room (or lower checkpoint.keep) and "
+                "run the same command again"
+            ) from error
+        raise StorageError(
+            f"{problem}; the one before is untouched: the same command goes on from it"
         ) from error
 
 
@@ -194,7 +199,8 @@ def load_newest(run_dir: str) -> tuple[Checkpoint | None, list[str]]:
     """The newest committed checkpoint that is whole, and a message for each damaged one passed by.
 
     Raises:
-        UserError: there are committed checkpoints, but every one is damaged.
+        UserError: there are committed checkpoints, but every one is damaged; or one can't be read.
+        StorageError: storage fails.
     """
     problems: list[str] = []
     for step in reversed(committed_steps(run_dir)):
@@ -229,6 +235,8 @@ def read_checkpoint(folder: str, step: int) -> Checkpoint:
     Raises:
         DamagedCheckpointError: a file is missing, its bytes are not those committed, or what was
             committed is no checkpoint.
+        UserError: this user may not read a file.
+        StorageError: the disk, or object storage, fails.
     """
     committed = _read(folder, COMMITTED, max_bytes=_DIGEST_BYTES).decode(errors="replace").strip()
     manifest_bytes = _read(folder, MANIFEST, committed)
@@ -302,7 +310,8 @@ def _remove(folder: str) -> None:
         storage.remove(storage.join(folder, COMMITTED))
         storage.remove_tree(folder)
     except OSError as error:
-        raise UserError(
+        kind = UserError if for_user(error) else StorageError
+        raise kind(
             f"can't remove the old checkpoint {folder}: {error.strerror or error}; remove it by "
             "hand and run the same command again"
         ) from error
@@ -331,8 +340,14 @@ def _read(folder: str, file: str, sha256: str = "", max_bytes: int = storage.MOS
         return storage.read_bytes(path, is_right=is_right, max_bytes=max_bytes)
     except TooLargeError as error:
         raise DamagedCheckpointError(f"{error}: it is damaged") from error
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedCheckpointError(f"{folder}/{file} can't be read: {error}") from error
+    except OSError as error:  # which may pass: what is sound must not be set aside for it
+        mended = for_user(error)
+        raise mended or StorageError(
+            f"{folder}/{file} can't be read: {error.strerror or error}; run the same command "
+            f"again, and if it comes again, move {folder} away: the run goes on from the one before"
+        ) from error
 
 
 def _digest(data: bytes) -> str:

@@ -30,7 +30,7 @@ class UserError(DistganError):
 
 
 class StorageError(DistganError):
-    """Object storage failed for longer than `storage.retry_seconds`."""
+    """Object storage failed for longer than `storage.retry_seconds`, or a disk did; it may pass."""
 
 
 class TooLargeError(UserError):

@@ -1,7 +1,9 @@
 """A checkpoint is one commit: whole or not there, and no damaged byte is ever used."""
 
+import errno
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from distgan.checkpoint import (
     whole,
     write_fragments,
 )
-from distgan.errors import UserError
+from distgan.errors import DistganError, StorageError, UserError
 from tests.checkpoints import STATE, assert_same, save, save_checkpoint, tensors
 from tests.damage import flip_bit
 
@@ -178,6 +180,31 @@ def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None
     assert names == ["damaged_00000002", "damaged_00000003", "step_00000001"]
     save(run, 2)
     assert committed_steps(str(run)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EIO, StorageError), (errno.ESTALE, StorageError),
+                         (errno.EMFILE, StorageError), (errno.EACCES, UserError)],
+)  # fmt: skip
+@pytest.mark.parametrize("file", [COMMITTED, "manifest.json", "state.json", "rank-00000.safetens"])
+def test_what_can_not_be_read_now_is_not_taken_for_damage(
+    file: str, number: int, kind: type[DistganError], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Or a sound checkpoint would be set aside for a fault that passes."""
+    save(tmp_path, 1)
+    folder, read_bytes = save(tmp_path, 2), storage.read_bytes
+
+    def read(path: str, **options: Any) -> bytes:
+        if path.startswith(str(folder / file)):
+            raise OSError(number, os.strerror(number), path)
+        return read_bytes(path, **options)
+
+    monkeypatch.setattr(storage, "read_bytes", read)
+    with pytest.raises(kind, match=os.strerror(number)) as raised:
+        load_newest(str(tmp_path))
+    assert not isinstance(raised.value, DamagedCheckpointError)
+    assert str(folder / file) in str(raised.value)
 
 
 def test_a_run_with_nothing_but_damage_is_refused(tmp_path: Path) -> None:
