@@ -45,12 +45,19 @@ class Saver:
             return False
         return self._uncommitted
 
-    def begin(self, step: int, fragments: Sequence[Fragment], state: Json) -> None:
+    def begin(
+        self,
+        step: int,
+        fragments: Sequence[Fragment],
+        state: Json,
+        before: Callable[[], None] | None = None,
+    ) -> None:
         """Starts to write; an earlier checkpoint is finished first. All ranks call it at once.
 
         Args:
             fragments: this rank's pieces; their values must not change any more.
             state: of the whole run; rank 0's counts.
+            before: what must be in storage before the checkpoint counts; called in the thread.
         """
         self.finish()
         self._folder, self._state = checkpoint_folder(self.run_dir, step), state
@@ -58,7 +65,7 @@ class Saver:
             clear_uncommitted(self._folder)
         self.team.gather(None)
         self._uncommitted = True
-        self._thread = _Thread(lambda: self._write(fragments))
+        self._thread = _Thread(lambda: self._write(fragments, before))
 
     def commit(self) -> None:
         """Called by all ranks when every one `has_written`; rank 0 goes on in its thread."""
@@ -84,7 +91,9 @@ class Saver:
             self._thread.join()
             self._thread.ended()
 
-    def _write(self, fragments: Sequence[Fragment]) -> None:
+    def _write(self, fragments: Sequence[Fragment], before: Callable[[], None] | None) -> None:
+        if before is not None:
+            before()
         with writing(self._folder):
             self._part = write_fragments(self._folder, f"rank-{self.team.rank:05d}", fragments)
 

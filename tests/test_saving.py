@@ -9,7 +9,7 @@ import torch
 
 from distgan import storage
 from distgan.checkpoint import committed_steps, load_newest, whole
-from distgan.errors import UserError
+from distgan.errors import StorageError, UserError
 from distgan.saving import Saver, _Thread
 from distgan.team import Alone
 
@@ -74,6 +74,26 @@ def test_the_copy_lasts_until_it_is_written(tmp_path: Path) -> None:
     until_written(saver)
     assert copy() is None
     saver.finish()
+
+
+def test_what_must_come_before_comes_before_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    saver, go_on = Saver(str(tmp_path), 2, Alone()), threading.Event()
+    saver.begin(1, whole({"x": torch.zeros(3)}), STATE, before=lambda: assert_true(go_on.wait(30)))
+    assert not saver.has_written
+    go_on.set()
+    until_written(saver)
+
+    def fail() -> None:
+        raise StorageError("no metrics")
+
+    saver.begin(2, whole({"x": torch.zeros(3)}), STATE, before=fail)
+    with pytest.raises(StorageError, match="no metrics"):
+        saver.finish()
+    assert committed_steps(str(tmp_path)) == [1]
+
+
+def assert_true(value: bool) -> None:
+    assert value
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4])

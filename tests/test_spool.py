@@ -41,11 +41,13 @@ def test_lines_arrive_without_a_flush(url: str) -> None:
         until(url, 2)
 
 
-def test_a_flush_and_the_end_upload_at_once(url: str) -> None:
+def test_an_upload_and_the_end_send_all_at_once(url: str) -> None:
     with with_options(StorageConfig(upload_interval_seconds=1000)):
         with MetricsWriter(url) as writer:
             writer.scalars(1, {"a": 1.0})
             writer.flush()
+            assert not storage.exists(f"{url}/metrics.jsonl"), "training would wait for it"
+            writer.upload()
             assert len(read_metrics(f"{url}/metrics.jsonl")) == 1
             writer.scalars(2, {"a": 2.0})
             spool = writer._spool

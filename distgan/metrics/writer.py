@@ -47,7 +47,7 @@ class MetricsWriter:
 
     The keys of `metrics.jsonl` equal TensorBoard's tags. On resume both forget what came after the
     checkpoint, so that a run reads as if it had never stopped. A run folder on object storage gets
-    both every `storage.upload_interval_seconds`, at every flush and at the end.
+    both every `storage.upload_interval_seconds`, at every `upload` and at the end.
     """
 
     def __init__(self, run_dir: str, start_step: int = 0) -> None:
@@ -112,9 +112,16 @@ class MetricsWriter:
         self._add(0, summary=text_pb(tag, text))
 
     def flush(self) -> None:
-        """Returns when all that was written is in the files; call before a checkpoint commits."""
+        """Returns when all that was written is in the files."""
         self._metrics.flush()
         self._events.flush()
+
+    def upload(self) -> None:
+        """Returns when all that was flushed is in the run's folder; also from another thread.
+
+        Raises:
+            DistganError: it can't be written there.
+        """
         if self._spool is not None:
             self._spool.upload()
 
