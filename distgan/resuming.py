@@ -106,7 +106,7 @@ def _load(trainer: "Trainer", checkpoint: Checkpoint) -> None:
             raise ValueError(f"step={state['step']}")
         for part in (trainer.average, *trainer.engines):
             part.load_state_tensors(checkpoint.tensors)
-        trainer.step = checkpoint.step
+        trainer.step = trainer.saved_step = checkpoint.step
         trainer.seconds = trainer.earlier_seconds = float(state["seconds"])
         trainer.compute.set(float(state.get("compute_seconds", 0.0)))  # older checkpoints have none
         trainer.rules.load_state(state["rules"])

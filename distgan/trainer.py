@@ -30,7 +30,7 @@ from distgan.resuming import resume, run_state
 from distgan.run_folder import mark_diverged, save_config
 from distgan.saving import Saver
 from distgan.stopping import StopRules
-from distgan.team import Team
+from distgan.team import Team, failing_together
 from distgan.timing import ComputeClock, MetricMeans, PartTimer
 
 
@@ -90,6 +90,8 @@ class Trainer:
         self.latest: dict[str, float] = {}
         """What was logged last."""
         self.step = 0
+        self.saved_step = -1
+        """Of the newest checkpoint; -1 without one."""
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
         self.seconds = 0.0
@@ -112,8 +114,9 @@ class Trainer:
         try:
             outcome = self._train_and_roll_back(requests)
         except DivergedError as error:
-            if self.team.rank == 0:
-                mark_diverged(self.config.run.dir, self.step, str(error))
+            with failing_together(self.team):  # a rank that ended before would end this write
+                if self.team.rank == 0:
+                    mark_diverged(self.config.run.dir, self.step, str(error))
             raise
         self.export()
         return outcome
@@ -124,7 +127,7 @@ class Trainer:
         except NonFiniteError as error:
             # A machine's fault passes; what follows from weights and data comes again, and then
             # it is the run that is wrong.
-            self.say(f"{error}; going back to the newest checkpoint, once")
+            self.say(f"{error}; going back to the newest checkpoint, once, if there is one")
             if not resume(self):
                 raise
         return self._train(requests)
@@ -150,7 +153,7 @@ class Trainer:
                 raise
 
     def _loop(self, observer: Observer, saver: Saver, requests: StopRequests) -> Outcome:
-        saved, due = self.step if self.step else -1, False
+        due = False
         _, number = self._agree({}, saver, requests)
         reason = self.rules.reason(self.step, self._epoch(), self.seconds)
         pin_memory = self.device.type == "cuda"
@@ -176,12 +179,12 @@ class Trainer:
                 due = due or self.step % self.config.checkpoint.interval_steps == 0
                 if due and not self.rules.skipped_in_a_row:  # what a run goes back to is good
                     self.save(observer, saver)
-                    saved, due = self.step, False
+                    due = False
                 if logged and self.listener is not None:
                     if self.team.rank == 0:
                         self.listener(self.step, self.seconds, logged)
                     _, number = self._agree({}, saver, requests)
-        if saved != self.step:
+        if self.saved_step != self.step:
             self.save(observer, saver)
         saver.finish()
         return Outcome(step=self.step, reason=reason or "a signal", signal=number)
@@ -282,13 +285,16 @@ class Trainer:
 
     def save(self, observer: Observer, saver: Saver) -> None:
         """Begins to save all that a resumed run needs to equal one that never stopped."""
-        if observer.writer is not None:
-            observer.writer.flush()
+        writer = observer.writer
+        if writer is not None:
+            writer.flush()
         self._share_damage()
         fragments = self.average.state_fragments()
         for engine in self.engines:
             fragments += engine.state_fragments()
-        saver.begin(self.step, fragments, run_state(self))
+        uploads = writer.upload if writer is not None else None  # metrics come before their mark
+        saver.begin(self.step, fragments, run_state(self), before=uploads)
+        self.saved_step = self.step
 
     def export(self) -> None:
         """Writes the averaged generator into the run folder."""

@@ -13,6 +13,8 @@ import pytest
 
 from distgan import storage
 from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
+from distgan.config_loading import load_config
+from distgan.local import train_locally
 from tests.checkpoints import state_hash
 from tests.damage import flip_bit
 from tests.processes import running
@@ -135,6 +137,27 @@ def test_signal_ends_with_a_checkpoint(
     assert done.returncode == 0, done.stderr
     assert state_hash(run_dir, STEPS) == state_hash(uninterrupted, STEPS)
     assert logged(run_dir) == logged(uninterrupted)
+
+
+class Asked:
+    """To stop, before the first step."""
+
+    received = int(signal.SIGTERM)
+
+
+def test_a_run_may_be_stopped_before_its_first_step_again_and_again(
+    uninterrupted: Path, tiny_data: str, tmp_path: Path
+) -> None:
+    arguments = train_arguments(tmp_path, tiny_data)
+    for _ in range(2):
+        outcome = train_locally(
+            load_config(overrides=arguments[1:]), requests=Asked(), show_progress=False
+        )
+        assert (outcome.step, outcome.signal) == (0, signal.SIGTERM)
+        assert committed_steps(str(tmp_path)) == [0]
+    done = launch(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert state_hash(tmp_path, STEPS) == state_hash(uninterrupted, STEPS)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from cluster.worker import check_storage, check_versions, versions
-from distgan import storage
+from distgan import storage, trainer
 from distgan.checkpoint import Fragment, checkpoint_folder, committed_steps, load_newest
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import DistganError, DivergedError, StorageError, UserError
 from distgan.resuming import _newest_for_all as newest_for_all
+from distgan.run_folder import diverged_step, mark_diverged
 from distgan.saving import Saver
 from distgan.team import Alone, GroupTeam, failing_together, from_first
 
@@ -151,21 +153,48 @@ def with_storage_that_fails(team: GroupTeam, folder: str) -> Any:
         raise error
 
     config = with_values(Config(), {"run.dir": f"{folder}/run"})
-    told = []
+    told: tuple[list[Any], list[Any]] = ([], [])
     for rank, call, error in UNREACHABLE:
         own = functools.partial(fail, error) if team.rank == rank else getattr(storage, call)
         with mock.patch.object(storage, call, own):
-            told.append(told_by(lambda: check_storage(config, team)))
-    return told, storage.list_names(f"{folder}/run")
+            told[0].append(told_by(lambda: check_storage(config, team)))
+            told[1].append(told_by(lambda: check_storage(config, team, seen=True)))
+    return *told, storage.list_names(f"{folder}/run")
 
 
 def test_a_run_folder_that_one_rank_can_not_reach_is_refused_by_all(tmp_path: Path) -> None:
-    for told, left in in_group(with_storage_that_fails, tmp_path):
-        for (code, message), (rank, _, error) in zip(told, UNREACHABLE, strict=True):
-            assert code == 2
-            assert message.startswith(f"rank {rank} on {platform.node()}: run.dir={tmp_path}/run")
-            assert str(error) in message and "shared disk" in message
+    """But for what may pass, once the ranks of an earlier attempt have reached it."""
+    for first, later, left in in_group(with_storage_that_fails, tmp_path):
+        assert [code for code, _ in first] == [2, 2, 2]
+        assert [code for code, _ in later] == [2, 1, 1]
+        for told in (first, later):
+            for (code, message), (rank, _, error) in zip(told, UNREACHABLE, strict=True):
+                assert message.startswith(f"rank {rank} on {platform.node()}: run.dir={tmp_path}")
+                assert str(error) in message and ("shared disk" in message) is (code == 2)
         assert left == []
+
+
+def with_a_slow_marker(team: GroupTeam, folder: str) -> Any:
+    config = with_values(Config(), {"run.dir": folder})
+
+    def mark(run_dir: str, step: int, reason: str) -> None:
+        time.sleep(2)
+        mark_diverged(run_dir, step, reason)
+
+    diverging: Any = mock.Mock(config=config, team=team, step=3)
+    diverging._train_and_roll_back.side_effect = DivergedError("the loss is nan")
+    with (
+        mock.patch.multiple(trainer, resume=mock.Mock(), save_config=mock.Mock()),
+        mock.patch.object(trainer, "mark_diverged", mark),
+    ):
+        told = told_by(lambda: trainer.Trainer.run(diverging, mock.Mock()))
+    return told, diverged_step(folder)
+
+
+def test_no_rank_ends_before_the_mark_of_divergence_is_there(tmp_path: Path) -> None:
+    """As Ray ends the others with the first, and a rerun would train on."""
+    results = in_group(with_a_slow_marker, tmp_path)
+    assert results == [((3, "the loss is nan"), 3)] * RANKS
 
 
 def with_problems_of_some(team: GroupTeam, folder: str) -> Any:
