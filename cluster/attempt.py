@@ -51,7 +51,10 @@ class FaultError(DistganError):
 class Attempt:
     """See the module's text."""
 
-    def __init__(self, config: Config, size: int, listener: Listener | None) -> None:
+    def __init__(
+        self, config: Config, size: int, listener: Listener | None, *, seen: bool = False
+    ) -> None:
+        """`seen`: the ranks of an earlier attempt have seen the run's folder."""
         self.config, self.size, self.listener = config, size, listener
         self.board = make_board()
         self.told = self.moving = False
@@ -69,6 +72,7 @@ class Attempt:
                 "board": self.board,
                 "versions": versions(),
                 "listening": listener is not None,
+                "seen": seen,
             },
             torch_config=GuardedTorchConfig(board=self.board, timeout_s=_group_timeout_s(config)),
             scaling_config=ScalingConfig(

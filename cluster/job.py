@@ -100,6 +100,8 @@ class _Run:
         """Machine faults since the last new checkpoint."""
         self.started = False
         """Whether a worker of this run has found a place."""
+        self.seen = False
+        """Whether all ranks of an attempt have seen the same storage."""
 
     def to_its_end(self) -> Outcome:
         size = self._size()  # or refuses, before a progress line begins
@@ -113,10 +115,12 @@ class _Run:
             if size is None:
                 number = self.signals.received
                 return Outcome(step=max(newest, 0), reason="a signal", signal=number)
-            attempt = Attempt(self.config, size, self.listener)
+            config = start_or_resume(self.config)  # an earlier attempt may have found answers
+            attempt = Attempt(config, size, self.listener, seen=self.seen)
             error = attempt.watch(self.signals, self._could_grow_from(attempt), bar)
             snapshot = attempt.last
             self.started = self.started or bool(snapshot.starting or snapshot.ranks)
+            self.seen = self.seen or any(facts.step >= 0 for facts in snapshot.ranks.values())
             if error is None and snapshot.outcome is not None:
                 outcome = Outcome(**snapshot.outcome)
                 if outcome.signal != RESIZE:

@@ -18,9 +18,8 @@ def check_sharding(config: Config) -> None:
             raise UserError(
                 f"{key}.offload_optimizer=true needs {key}.zero_stage of 1, 2 or 3; change one"
             )
-    penalised = config.loss.penalty != "none" and config.loss.gamma > 0
-    exact = config.loss.penalty_form == "exact"
-    if penalised and exact and config.cluster.discriminator.zero_stage == 3:
+    exact = config.loss.penalty != "none" and config.loss.penalty_form == "exact"
+    if exact and config.cluster.discriminator.zero_stage == 3:  # measured with loss.gamma=0, too
         raise UserError(
             "loss.penalty_form=exact takes a second derivative, which fails or is wrong under "
             "ZeRO-3; set cluster.discriminator.zero_stage=2, or loss.penalty_form=random_direction"

@@ -1,6 +1,7 @@
 """What each Ray Train worker runs: the same trainer as in local mode, over ZeRO engines."""
 
 import contextlib
+import functools
 import os
 import platform
 import sys
@@ -22,7 +23,7 @@ from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.data.stream import ClipStream
-from distgan.errors import DistganError, UserError, for_user, kind_of
+from distgan.errors import DistganError, StorageError, UserError, for_user, kind_of
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_device, pick_precision
 from distgan.team import GroupTeam, Team, failing_together, from_first
@@ -41,13 +42,16 @@ def train_on_rank(task: dict[str, Any]) -> None:
 
     Args:
         task: `config` (as JSON), `board` (an actor's handle), `versions` (of the starting
-            process), `listening` (whether that process wants to hear what is logged).
+            process), `listening` (whether that process wants to hear what is logged), `seen`
+            (whether the ranks of an earlier attempt have seen the run's folder).
     """
     board = task["board"]
     rank = ray_train.get_context().get_world_rank()
     with Link(board, rank) as link:
         try:
-            link.trainer = _make_trainer(build_config(task["config"]), task["versions"])
+            link.trainer = _make_trainer(
+                build_config(task["config"]), task["versions"], seen=task["seen"]
+            )
             link.trainer.listener = link.listen if task["listening"] else None
             outcome = link.trainer.run(link)
         except (DistganError, ImportError, OSError) as error:
@@ -102,7 +106,9 @@ def check_versions(wanted: dict[str, str]) -> None:
         )
 
 
-def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
+def _make_trainer(
+    config: Config, wanted_versions: dict[str, str], *, seen: bool = False
+) -> Trainer:
     device = _device(config)
     # Imported late: DeepSpeed looks for its device when it is imported.
     from cluster.process_group import start_process_group
@@ -114,7 +120,7 @@ def _make_trainer(config: Config, wanted_versions: dict[str, str]) -> Trainer:
     team = GroupTeam(device)
     with failing_together(team):
         check_versions(wanted_versions)
-    check_storage(config, team)
+    check_storage(config, team, seen=seen)
     with failing_together(team):
         stream = ClipStream(
             config.data.shards,
@@ -157,32 +163,36 @@ def _device(config: Config) -> torch.device:
     return get_device() if device.type == "cuda" else device
 
 
-def check_storage(config: Config, team: Team) -> None:
+def check_storage(config: Config, team: Team, *, seen: bool = False) -> None:
     """Raises `UserError` on every rank unless each sees what rank 0 writes to the run's folder.
 
     The process that started the run has written there just now, so that no error is taken for one
-    that may pass.
+    that may pass; but if the ranks of an earlier attempt have `seen` it, `StorageError` may.
     """
+    reaching = functools.partial(_reaching, config, may_pass=seen)
     name = storage.join(config.run.dir, ".seen_by_all_ranks")
     token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None).encode()
-    with failing_together(team), _reaching(config):
+    with failing_together(team), reaching():
         if team.rank == 0:
             storage.write_bytes(name, token)
     try:
-        with failing_together(team), _reaching(config):
+        with failing_together(team), reaching():
             if not storage.exists(name) or storage.read_bytes(name) != token:
                 raise UserError("it is not the same folder as on the machine of rank 0")
     finally:
-        with failing_together(team), _reaching(config):
+        with failing_together(team), reaching():
             if team.rank == 0:
                 storage.remove(name)
 
 
 @contextlib.contextmanager
-def _reaching(config: Config) -> Iterator[None]:
+def _reaching(config: Config, *, may_pass: bool) -> Iterator[None]:
     try:
         yield
     except (OSError, DistganError) as error:
+        passing = may_pass and not isinstance(error, UserError)
+        if passing and not (isinstance(error, OSError) and for_user(error)):
+            raise StorageError(f"run.dir={config.run.dir} can't be used now: {error}") from error
         raise UserError(
             f"run.dir={config.run.dir} can't be used from here: {error}; give a folder on a shared "
             "disk that this user may write to, or object storage that every machine reaches"

@@ -16,7 +16,7 @@ from cluster.scaling import Places, allowed_sizes, check_sizes, size_for, too_fe
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import UserError
-from distgan.run_folder import StopSignals
+from distgan.run_folder import StopSignals, save_config
 
 
 def config(**cluster: Any) -> Config:
@@ -155,7 +155,7 @@ def test_more_workers_than_asked_for_start_where_there_is_room(
     sizes, grown = list[int](), list[bool]()
 
     class Growing(_Attempt):
-        def __init__(self, config: Config, size: int, listener: object) -> None:
+        def __init__(self, config: Config, size: int, listener: object, *, seen: bool) -> None:
             super().__init__(size, begun=size)
             sizes.append(size)
 
@@ -168,6 +168,37 @@ def test_more_workers_than_asked_for_start_where_there_is_room(
     monkeypatch.setattr(job, "Attempt", Growing)
     assert run.to_its_end().step == 7
     assert (sizes, grown) == ([4, 12], [True, False])
+
+
+def test_a_later_attempt_keeps_what_the_first_has_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured again, on a machine that is busy otherwise, `auto` could come to another answer."""
+    run = run_with_places([of(4, 4)], monkeypatch)
+    run.config = with_values(run.config, {"run.dir": str(tmp_path), "train.precision": "auto"})
+    run.show_progress = False
+    given = list[tuple[str, bool]]()
+
+    class Failing(_Attempt):
+        def __init__(self, config: Config, size: int, listener: object, *, seen: bool) -> None:
+            super().__init__(size, begun=size)
+            self.config = config
+            given.append((config.train.precision, seen))
+
+        def watch(self, signals: object, could_grow: object, bar: object) -> Exception | None:
+            if len(given) == 1:
+                return RuntimeError("lost before its trainer was there")
+            if len(given) == 2:
+                save_config(with_values(self.config, {"train.precision": "bf16"}))
+                for facts in self.last.ranks.values():
+                    facts.step = 0
+                return RuntimeError("lost after it")
+            self.last.outcome = {"step": 7, "reason": ""}
+            return None
+
+    monkeypatch.setattr(job, "Attempt", Failing)
+    assert run.to_its_end().step == 7
+    assert given == [("auto", False), ("auto", False), ("bf16", True)]
 
 
 @pytest.mark.parametrize(
