@@ -152,7 +152,7 @@ class PlainEngine:
 
 
 def _like_parameter(value: Tensor, parameter: Tensor) -> Tensor:
-    """On the parameter's device, and in its memory layout where it has its shape."""
+    """On the parameter's device, in its memory layout; a count of steps where PyTorch keeps it."""
     if value.shape != parameter.shape:
-        return value.to(parameter.device)
+        return value.to("cpu", copy=True)  # read from a GPU, each update would wait for it
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -344,6 +344,10 @@ def test_an_engine_that_fails_is_said_in_one_line() -> None:
             {"cluster.discriminator.zero_stage": 3, "loss.penalty_form": "exact"},
             "loss.penalty_form=exact",
         ),
+        (  # it is measured all the same
+            {"cluster.discriminator.zero_stage": 3, "loss.penalty_form": "exact", "loss.gamma": 0},
+            "loss.penalty_form=exact",
+        ),
         ({"cluster.generator.offload_parameters": True}, "cluster.generator.zero_stage=3"),
         (
             {"cluster.generator.offload_optimizer": True, "cluster.generator.zero_stage": 0},
