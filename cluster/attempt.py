@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cluster import hangs
 from cluster.board import ANSWER_S, Snapshot, make_board
 from cluster.controller_side import ControllerSide
-from cluster.devices import resources, uses_gpus
+from cluster.devices import leaving, resources, uses_gpus
 from cluster.quiet_data import DatalessTrainer, QuietDataConfig
 from cluster.ray_storage import ray_storage
 from cluster.rendezvous import GuardedTorchConfig
@@ -33,9 +33,11 @@ from distgan.errors import DistganError
 from distgan.trainer import Listener, StopRequests, progress_facts
 
 RESIZE = int(signal.SIGUSR2)
-"""Asks the workers to stop with a checkpoint, because more of them could work."""
+"""Asks the workers to stop with a checkpoint, because more or others shall work."""
 
 _POLL_S = 0.2
+_LEAVING_S = 1.0
+"""How often it is looked for machines that are about to go; those of a cloud give half a minute."""
 _LISTEN_S = 0.05
 _START_S = 120.0
 """For the board's process to start."""
@@ -60,8 +62,10 @@ class Attempt:
         self.told = self.moving = False
         self.asked: int | None = None
         """The signal that asks the workers to stop, once they were told."""
-        self.started = self.looked = time.monotonic()
-        """When; and when last it was looked for room to grow."""
+        self.why = ""
+        """What the workers were asked to stop for, if it was for a resize."""
+        self.started = self.looked = self.looked_round = time.monotonic()
+        """When; and when last it was looked for room to grow, and for machines that go."""
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
         path, filesystem = ray_storage(config.run.dir)
@@ -164,20 +168,29 @@ class Attempt:
         """To the listener what rank 0 waits with, and to the workers what asks them to stop."""
         heard = self._listen()
         wanted = signals.received
-        if wanted is None and self.asked is None and self._may_grow(could_grow):
-            wanted = RESIZE
+        if wanted is None and self.asked is None:
+            self.why = self._why_resize(could_grow)
+            wanted = RESIZE if self.why else None
         if wanted is not None and wanted != self.asked:
             self.asked = wanted
             self._ask("request_stop", wanted)
         if heard:  # only now: the stop that it may have asked for is known
             self._ask("go_on")
 
-    def _may_grow(self, could_grow: Callable[[], bool]) -> bool:
-        """Looks from time to time."""
-        if time.monotonic() - self.looked < self.config.cluster.resize_seconds:
-            return False
-        self.looked = time.monotonic()
-        return could_grow()
+    def _why_resize(self, could_grow: Callable[[], bool]) -> str:
+        """Looks from time to time; empty if nothing asks for it."""
+        now = time.monotonic()
+        if now - self.looked_round >= _LEAVING_S:
+            self.looked_round = now
+            going = leaving()
+            lost = [str(r) for r, f in sorted(self.last.ranks.items()) if f.node_id in going]
+            if lost:
+                return f"the machine of rank {', '.join(lost)} is about to go"
+        if now - self.looked >= self.config.cluster.resize_seconds:
+            self.looked = now
+            if could_grow():
+                return "the cluster has grown"
+        return ""
 
     def _listen(self) -> bool:
         """Tells the listener what rank 0 waits with, if it does."""

@@ -5,7 +5,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import ray
-from ray._private.state import available_resources_per_node  # a developer API; none is more public
+
+# Developers' APIs; none is more public.
+from ray._private.state import available_resources_per_node
+from ray._private.state import state as cluster_state
 
 from cluster.board import on_node
 from cluster.scaling import Places
@@ -20,10 +23,16 @@ _SETTLE_S = 90.0
 def places(config: Config) -> Places:
     """How many workers fit, each whole on one machine."""
     needs = resources(config)
-    machines = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    there = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    machines = {node: there[node] for node in there.keys() - leaving()}
     available = available_resources_per_node()
     free = [available[node] for node in machines if node in available]
     return Places(total=fitting(machines.values(), needs), free=fitting(free, needs))
+
+
+def leaving() -> frozenset[str]:
+    """Ids of machines that Ray drains: they are about to go, and take nothing new."""
+    return frozenset(cluster_state.get_draining_nodes())
 
 
 def fitting(machines: Iterable[Mapping[str, float]], needs: Mapping[str, float]) -> int:

@@ -41,7 +41,7 @@ RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a dead worker is seen
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "90",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the run shows in Ray's dashboard
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a lost machine is a fault like others
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the attempt looks for machines that go itself
 }
 
 
@@ -125,7 +125,7 @@ class _Run:
                 outcome = Outcome(**snapshot.outcome)
                 if outcome.signal != RESIZE:
                     return outcome
-                tqdm.write(f"at step {outcome.step}, the cluster has grown")
+                tqdm.write(f"at step {outcome.step}: {attempt.why}")
             else:
                 self._judge(error, snapshot.failures, progress=self._newest() > newest)
             size = self._size()
