@@ -8,7 +8,7 @@ progress; a better size of the cluster starts it too.
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from cluster.autoscaling import room
 from cluster.board import Failure
 from cluster.devices import places, wait_until_settled, with_device
 from cluster.parity import require_parity
-from cluster.ray_cluster import connected, node_addresses, own_address
+from cluster.ray_cluster import connected, known_to_helpers, node_addresses, own_address
 from cluster.scaling import check_sizes, size_for, too_few
 from cluster.stage_checks import check_sharding
 from distgan import storage
@@ -81,8 +81,13 @@ def train_on_cluster(
             return _Run(config, heard, listener, show_progress=show_progress).to_its_end()
 
 
-def _connected() -> contextlib.AbstractContextManager[None]:
-    return connected(object_store_bytes=_OBJECT_STORE_BYTES, dashboard=True, show_output=True)
+@contextlib.contextmanager
+def _connected() -> Iterator[None]:
+    with (
+        connected(object_store_bytes=_OBJECT_STORE_BYTES, dashboard=True, show_output=True),
+        known_to_helpers(),
+    ):
+        yield
 
 
 class _Run:

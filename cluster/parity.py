@@ -13,6 +13,7 @@ import torch
 from cluster.engine_difference import Difference, largest, measure
 from cluster.engine_pairs import MakeEngine, make_zero_engine
 from cluster.ranks import run_on_ranks
+from cluster.scaling import check_sizes
 from cluster.stage_checks import check_sharding
 from distgan.config import AttentionConfig, Config
 from distgan.config_checks import check_config
@@ -71,9 +72,10 @@ def check_parity(
     of the gradients and 1.3e-2 of the weights (presets, 4 workers, stage 3).
 
     Raises:
-        UserError: the configured stages can't work together.
+        UserError: the configured stages, or numbers of workers, can't work together.
         ParityError: an engine failed, or a rank did not come to its end.
     """
+    check_sizes(config)
     check_sharding(config)
     world_size = min(config.cluster.num_workers, MOST_WORKERS)
     on_gpus = config.train.device != "cpu" and torch.cuda.device_count() >= world_size

@@ -83,6 +83,24 @@ def connected(
         yield
 
 
+@contextlib.contextmanager
+def known_to_helpers() -> Iterator[None]:
+    """Ray Train's processes beside the workers find this cluster inside.
+
+    They look for it without being told which; with several on one machine they would fail, and the
+    places of an attempt whose controller was killed would stay taken.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    try:
+        with _environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
+            yield
+    finally:
+        constants.ENV_VARS_TO_PROPAGATE.remove("RAY_ADDRESS")
+
+
 def own_address() -> str:
     """The address of the cluster's node that this process is connected to."""
     import ray

@@ -37,8 +37,14 @@ def bounds(config: Config) -> tuple[int, int]:
 
 
 def check_sizes(config: Config) -> None:
-    """Raises `UserError` unless `cluster.num_workers` is allowed and within its bounds."""
+    """Raises `UserError` unless `cluster.num_workers` is allowed and within its bounds, and Ray can
+    count their CPUs."""
     cluster, train = config.cluster, config.train
+    if round(cluster.cpus_per_worker, 4) != cluster.cpus_per_worker:
+        raise UserError(
+            f"cluster.cpus_per_worker={cluster.cpus_per_worker} is no multiple of 0.0001, in which "
+            "Ray counts; round it"
+        )
     least, most = bounds(config)
     if not least <= cluster.num_workers <= most:
         raise UserError(

@@ -349,11 +349,11 @@ class ClusterConfig(Section):
     """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
     resize_seconds: float = Field(60.0, gt=0)
     """How often to look whether more workers could train (up to max_workers)."""
-    cpus_per_worker: float = Field(1.0, gt=0)
-    """CPUs that Ray sets aside for each worker."""
+    cpus_per_worker: float = Field(1.0, ge=1e-4)
+    """CPUs that Ray sets aside for each worker; it counts in steps of 0.0001."""
     max_failures: int = Field(3, ge=0)
     """Machine faults in a row, without a new checkpoint between them, before the run gives up."""
-    hang_seconds: float = Field(600.0, gt=0)
+    hang_seconds: float = Field(600.0, gt=0, le=1e9)
     """A worker that makes no step for so long is taken for hanging, and its run starts again from
     the newest checkpoint. Longer than any step, sample drawing and checkpoint take, and than the
     workers take to start, beside 90 s for finding places for them."""

@@ -10,6 +10,7 @@ from cluster import job, parity
 from cluster.engine_difference import Difference
 from distgan.checkpoint import committed_steps
 from tests.cluster_runs import arguments
+from tests.tiny import TINY
 
 
 def test_no_run_starts_on_engines_that_are_wrong(
@@ -29,3 +30,9 @@ def test_no_run_starts_on_engines_that_are_wrong(
     assert "weights differ by 3.0e-02 (limit 1e-03)" in told
     assert "cluster.discriminator.zero_stage" in told and "Traceback" not in told
     assert not committed_steps(str(tmp_path / "run"))
+
+
+def test_the_doctor_refuses_what_training_would(capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (["cluster.num_workers=3"], ["cluster.num_workers=2", "cluster.min_workers=3"]):
+        assert launch.main(["doctor", *TINY, *more]) == 2
+        assert more[-1].partition("=")[0] in capsys.readouterr().err

@@ -45,9 +45,10 @@ def test_the_largest_size_that_fits_is_taken() -> None:
         ({"num_workers": 5}, r"take one of \[1, 2, 3, 4, 6, 12\]"),
         ({"num_workers": 2, "min_workers": 3}, "not between cluster.min_workers=3"),
         ({"num_workers": 4, "max_workers": 2}, "cluster.max_workers=2"),
+        ({"num_workers": 4, "cpus_per_worker": 0.12345}, "cluster.cpus_per_worker=0.12345"),
     ],
 )
-def test_impossible_sizes_are_refused(values: dict[str, int], words: str) -> None:
+def test_impossible_sizes_are_refused(values: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_sizes(config(**values))
 
@@ -118,6 +119,8 @@ def test_a_signal_ends_the_wait_for_silent_machines(monkeypatch: pytest.MonkeyPa
 
 class _Attempt:
     """Of so many workers, of which some have begun."""
+
+    why = ""
 
     def __init__(self, size: int, begun: int) -> None:
         facts = RankFacts(pid=1, node_id="", host="", stacks="")
