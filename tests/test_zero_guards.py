@@ -9,14 +9,14 @@ import torch.distributed
 from torch import Tensor, nn
 
 from cluster.engine_difference import Difference, largest, measure
-from cluster.engine_pairs import own_places, random_clips, sharded_engines, stir
+from cluster.engine_pairs import own_places, plain_engines, random_clips, sharded_engines, stir
 from cluster.parity import ParityError, check_parity
 from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
 from cluster.stage_checks import check_sharding
 from cluster.zero import ZeroEngine
 from cluster.zero_settings import deepspeed_settings
-from cluster.zero_shards import make_shards
+from cluster.zero_shards import make_shards, slice_bounds
 from distgan.adversarial_step import AdversarialStep
 from distgan.config import Config, NetworkOptimConfig, ShardingConfig
 from distgan.config_loading import with_values
@@ -74,6 +74,8 @@ class Found:
 
     refusals: list[Refusal]
     averages: list[Averaged]
+    fresh: list[list[str]]
+    """By stage, what differs in any bit from the plain training before the first step."""
     gathered: list[str]
     """Parameters that a step at stage 3 left whole on this rank."""
     larger: list[Difference]
@@ -90,9 +92,31 @@ def look() -> Found:
     return Found(
         [refuse(config_of(*case)) for case in REFUSALS],
         [follow(config_of(stage)) for stage in STAGES],
+        [differs_at_first(config_of(stage)) for stage in STAGES],
         left_whole(config_of(3)),
         [largest(steps) for steps in measure(larger_configs(), 2, make_engine=larger)],
     )
+
+
+def differs_at_first(config: Config) -> list[str]:
+    """Of what each rank updates, of the average, and of what the forward reads."""
+    generator, discriminator = sharded_engines(config, CPU)
+    assert isinstance(generator, ZeroEngine) and isinstance(discriminator, ZeroEngine)
+    average = ShardedAverage(build_generator(config, CPU), generator)
+    parts = (generator, discriminator, average)
+    found = whole([fragment for part in parts for fragment in part.state_fragments()])
+    plain = plain_engines(config, CPU)
+    own = PlainAverage(build_generator(config, CPU), plain[0].module)
+    fragments = [fragment for part in (*plain, own) for fragment in part.state_fragments()]
+    expected = put_together(fragments)
+    differ = [n for n in expected if n not in found or not torch.equal(found[n], expected[n])]
+    for engine in (generator, discriminator):
+        for name, shape in engine.whole_shapes().items():
+            bounds = slice_bounds(torch.Size(shape).numel(), engine.rank, engine.world_size)
+            slice_of_it = expected[f"{engine.name}/{name}"].reshape(-1)[slice(*bounds)]
+            if not torch.equal(engine.shards.slice_of_weight(name), slice_of_it):
+                differ.append(f"{engine.name}/{name}, which the forward reads")
+    return differ + sorted(found.keys() - expected.keys())
 
 
 def left_whole(config: Config) -> list[str]:
@@ -246,6 +270,11 @@ class Copying:
 def test_offloaded_gradients_are_read_when_they_have_come() -> None:
     (gradients,) = make_shards(2, Copying(), nn.Module(), rank=0, size=1).gradients()
     assert gradients.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_fresh_start_is_that_of_the_plain_engines(stage: int, found: list[Found]) -> None:
+    assert [rank.fresh[stage] for rank in found] == [[], []]
 
 
 @pytest.mark.parametrize("stage", STAGES)

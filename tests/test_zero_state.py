@@ -1,5 +1,5 @@
-"""State of the ZeRO engines: any stage and world size writes it, any other goes on from it, and the
-averaged generator in it is the one that a run exports."""
+"""State of the ZeRO engines and their average: any stage and world size writes it, any other goes
+on from it, and the averaged generator in it is the one that a run exports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor
 from cluster.engine_pairs import own_places, plain_engines, random_clips, sharded_engines, stir
 from cluster.ranks import run_on_ranks
 from cluster.sharded_average import ShardedAverage
+from cluster.zero import ZeroEngine
 from distgan.adversarial_step import AdversarialStep
 from distgan.checkpoint import (
     Fragment,
@@ -25,7 +26,8 @@ from distgan.checkpoint import (
     write_fragments,
 )
 from distgan.config import Config
-from distgan.ema import PlainAverage
+from distgan.ema import Average, PlainAverage
+from distgan.engine import Engine
 from distgan.export import TrainedGenerator, export_generator, load_generator
 from distgan.generator import Generator
 from distgan.networks import build_generator
@@ -42,6 +44,22 @@ STEP = 2
 """Of every checkpoint."""
 DECAY = 0.5
 """Of the averages, which start from other weights than the engines."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that a checkpoint is made of."""
+
+    adversarial: AdversarialStep
+    average: Average
+
+    @property
+    def config(self) -> Config:
+        return self.adversarial.config
+
+    @property
+    def engines(self) -> tuple[Engine, Engine]:
+        return self.adversarial.generator, self.adversarial.discriminator
 
 
 def config_of(stage: int) -> Config:
@@ -64,7 +82,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Continued:
-    """What an engine holds that wrote, or loaded, what a writer wrote; and how it goes on."""
+    """What a training holds that wrote, or loaded, what a writer wrote; and how it goes on."""
 
     writer: str
     loaded: Arrays
@@ -74,12 +92,13 @@ class Continued:
     after_two: Arrays
 
 
-def take(adversarial: AdversarialStep, step: int) -> dict[str, float]:
+def take(training: Training, step: int) -> dict[str, float]:
     """One step on this process's part of the batch; its losses over all."""
-    size = adversarial.config.train.batch_size
+    size = training.config.train.batch_size
     places = own_places(size) if torch.distributed.is_initialized() else range(size)
-    clips = random_clips(adversarial.config, step, CPU)
-    metrics = adversarial.run(clips[places.start : places.stop], places, step)
+    clips = random_clips(training.config, step, CPU)
+    metrics = training.adversarial.run(clips[places.start : places.stop], places, step)
+    training.average.update(DECAY)
     losses = {name: value for name, value in metrics.items() if name.startswith("loss/")}
     if torch.distributed.is_initialized():
         for loss in losses.values():
@@ -87,22 +106,22 @@ def take(adversarial: AdversarialStep, step: int) -> dict[str, float]:
     return {name: loss.item() for name, loss in losses.items()}
 
 
-def go_on(adversarial: AdversarialStep, writer: str) -> Continued:
+def go_on(training: Training, writer: str) -> Continued:
     """Steps 3 and 4."""
-    loaded = arrays(adversarial)
-    losses = take(adversarial, 3)
-    after_one = arrays(adversarial)
-    take(adversarial, 4)
-    return Continued(writer, loaded, losses, after_one, arrays(adversarial))
+    loaded = arrays(training)
+    losses = take(training, 3)
+    after_one = arrays(training)
+    take(training, 4)
+    return Continued(writer, loaded, losses, after_one, arrays(training))
 
 
-def arrays(adversarial: AdversarialStep) -> Arrays:
-    return {name: tensor.numpy() for name, tensor in whole_state(adversarial).items()}
+def arrays(training: Training) -> Arrays:
+    return {name: tensor.numpy() for name, tensor in whole_state(training).items()}
 
 
-def fragments_of(adversarial: AdversarialStep) -> list[Fragment]:
-    engines = adversarial.generator, adversarial.discriminator
-    return [fragment for engine in engines for fragment in engine.state_fragments()]
+def fragments_of(training: Training) -> list[Fragment]:
+    parts = (*training.engines, training.average)
+    return [fragment for part in parts for fragment in part.state_fragments()]
 
 
 def put_together(pieces: Sequence[Fragment]) -> State:
@@ -114,17 +133,27 @@ def put_together(pieces: Sequence[Fragment]) -> State:
     return whole
 
 
-def whole_state(adversarial: AdversarialStep) -> State:
+def whole_state(training: Training) -> State:
     """The same on all ranks."""
     if not torch.distributed.is_initialized():
-        return put_together(fragments_of(adversarial))
+        return put_together(fragments_of(training))
     everywhere: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everywhere, fragments_of(adversarial))
+    torch.distributed.all_gather_object(everywhere, fragments_of(training))
     return put_together([piece for pieces in everywhere for piece in pieces])
 
 
-def zero_step(config: Config) -> AdversarialStep:
-    return AdversarialStep(config, *sharded_engines(config, CPU), PartTimer(CPU))
+def sharded_training(config: Config) -> Training:
+    generator, discriminator = sharded_engines(config, CPU)
+    assert isinstance(generator, ZeroEngine)
+    average = ShardedAverage(build_generator(config, CPU), generator)
+    return Training(AdversarialStep(config, generator, discriminator, PartTimer(CPU)), average)
+
+
+def plain_training() -> Training:
+    config = config_of(0)
+    generator, discriminator = plain_engines(config, CPU)
+    average = PlainAverage(build_generator(config, CPU), generator.module)
+    return Training(AdversarialStep(config, generator, discriminator, PartTimer(CPU)), average)
 
 
 def write_everywhere(folder: str) -> list[Continued]:
@@ -132,29 +161,23 @@ def write_everywhere(folder: str) -> list[Continued]:
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     continued = []
     for stage in STAGES:
-        adversarial = zero_step(config_of(stage))
-        start(adversarial)
+        training = sharded_training(config_of(stage))
+        start(training)
         writer = f"stage {stage} of {size}"
-        average = ShardedAverage(build_generator(adversarial.config, CPU), adversarial.generator)
-        average.update(DECAY)
-        fragments = [*fragments_of(adversarial), *average.state_fragments()]
-        part = write_fragments(place(folder, writer), f"rank-{rank}", fragments)
+        part = write_fragments(place(folder, writer), f"rank-{rank}", fragments_of(training))
         parts: list[Any] = [None] * size
         torch.distributed.all_gather_object(parts, part)
-        with average.whole() as generator:
+        with training.average.whole() as generator:
             if rank == 0:
-                finish(folder, writer, parts, adversarial.config, generator)
-        continued.append(go_on(adversarial, writer))
+                finish(folder, writer, parts, training.config, generator)
+        continued.append(go_on(training, writer))
     return continued
 
 
-def write_plain(folder: str, adversarial: AdversarialStep) -> None:
-    own = adversarial.generator.module
-    average = PlainAverage(build_generator(adversarial.config, CPU), own)
-    average.update(DECAY)
-    fragments = [*fragments_of(adversarial), *average.state_fragments()]
-    part = write_fragments(place(folder, "plain"), "all", fragments)
-    finish(folder, "plain", [part], adversarial.config, average.generator)
+def write_plain(folder: str, training: Training) -> None:
+    part = write_fragments(place(folder, "plain"), "all", fragments_of(training))
+    with training.average.whole() as generator:
+        finish(folder, "plain", [part], training.config, generator)
 
 
 def place(folder: str, writer: str) -> str:
@@ -172,15 +195,14 @@ def finish(
     export_generator(f"{folder}/{writer}", trained)
 
 
-def start(adversarial: AdversarialStep) -> None:
+def start(training: Training) -> None:
     """Steps 1 and 2 from the same stirred weights in all engines, by way of a state without
     optimizers."""
-    for seed, engine in enumerate(plain_engines(adversarial.config, CPU)):
+    for seed, engine in enumerate(plain_engines(training.config, CPU)):
         stir(engine.module, seed)
-        mine = (adversarial.generator, adversarial.discriminator)[seed]
-        mine.load_state_tensors(engine.state_tensors())
+        training.engines[seed].load_state_tensors(engine.state_tensors())
     for step in (1, 2):
-        take(adversarial, step)
+        take(training, step)
 
 
 def read_everything(folder: str) -> dict[str, list[Continued]]:
@@ -189,24 +211,19 @@ def read_everything(folder: str) -> dict[str, list[Continued]]:
     found = {}
     for stage in STAGES:
         own = f"stage {stage} of {size}"
-        adversarial = zero_step(config_of(stage))
+        training = sharded_training(config_of(stage))
         continued = []
         for writer in sorted(WRITERS, key=lambda name: name != own):  # its own into a fresh engine
-            load(adversarial, folder, writer)
-            continued.append(go_on(adversarial, writer))
+            load(training, folder, writer)
+            continued.append(go_on(training, writer))
         found[own] = continued
     return found
 
 
-def load(adversarial: AdversarialStep, folder: str, writer: str) -> None:
+def load(training: Training, folder: str, writer: str) -> None:
     tensors = read_checkpoint(place(folder, writer), STEP).tensors
-    adversarial.generator.load_state_tensors(tensors)
-    adversarial.discriminator.load_state_tensors(tensors)
-
-
-def plain_step() -> AdversarialStep:
-    config = config_of(0)
-    return AdversarialStep(config, *plain_engines(config, CPU), PartTimer(CPU))
+    for part in (*training.engines, training.average):
+        part.load_state_tensors(tensors)
 
 
 @dataclass(frozen=True)
@@ -254,7 +271,7 @@ def compare(expected: Continued, found: Continued) -> Journey:
 @pytest.fixture(scope="module")
 def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
     folder = str(Path(tmp_path_factory.mktemp("states")))
-    plain = plain_step()
+    plain = plain_training()
     start(plain)
     write_plain(folder, plain)
     uninterrupted = {"plain": go_on(plain, "plain")}
@@ -266,9 +283,9 @@ def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
         for reader, found in run_on_ranks(read_everything, (folder,), world_size=size)[0].items():
             resumed |= {(continued.writer, reader): continued for continued in found}
     for writer in WRITERS:
-        reader_step = plain_step()
-        load(reader_step, folder, writer)
-        resumed[writer, "plain"] = go_on(reader_step, writer)
+        training = plain_training()
+        load(training, folder, writer)
+        resumed[writer, "plain"] = go_on(training, writer)
     by_pair = {pair: compare(uninterrupted[pair[0]], found) for pair, found in resumed.items()}
     return Journeys(by_pair, folder)
 
@@ -277,6 +294,7 @@ def journeys(tmp_path_factory: pytest.TempPathFactory) -> Journeys:
 @pytest.mark.parametrize("writer", WRITERS)
 def test_any_engine_goes_on_from_any_other(writer: str, reader: str, journeys: Journeys) -> None:
     journey = journeys.by_pair[writer, reader]
+    """With weights, optimizer state and average that are, as loaded, those of the writer."""
     assert journey.same_names
     assert journey.same_state
     assert journey.loss_difference < SAME_LOSS
@@ -295,7 +313,9 @@ def test_all_engines_write_the_same_tensors(journeys: Journeys) -> None:
         for writer in WRITERS
     }
     assert all(tensors == described["plain"] for tensors in described.values())
-    assert any(name.endswith("/step") for name in described["plain"])
+    for kind in ("/step", "/exp_avg", "/momentum_buffer"):
+        assert any(name.endswith(kind) for name in described["plain"])
+    assert any(name.startswith("ema/") for name in described["plain"])
 
 
 @pytest.mark.parametrize("stage", STAGES)

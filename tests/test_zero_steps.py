@@ -1,5 +1,6 @@
 """A step of the ZeRO engines is a step of plain PyTorch, from the same state, at every stage."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -83,14 +84,26 @@ JOINED_CASES = (
     "1",
     "2",
     "3",
+    "0 accumulated",
     "1 accumulated",
+    "2 accumulated",
     "3 accumulated",
+    "3 and 2, exact",
     "3, along gradient",
     "0, exact",
 )
+JOINED_CASES_OF_ADAM = ("0", "1", "2", "3", "1 accumulated", "3 accumulated", "3 and 2, exact")
 # Adam turns a gradient that is noise into a full step. A large rate: the step shall be far above
 # the rounding of the weights.
 PLAIN_STEP = {"kind": "sgd", "lr": 1.0, "clip_norm": 0.05, "weight_decay": 0.0}
+
+
+# On one joined batch under Adam, the weights alone are coarser, for the reason above. Measured, in
+# the order of `PROMISED`: 3.3e-4, 4.7e-5, 5.9e-6, 1.9e-7 and 2.7e-6.
+PROMISED_OF_ADAM = dataclasses.replace(PROMISED, weights=1e-3)
+# Over 100 steps, on two or three ranks, 3.3e-4, 1.5e-4, 5.5e-5, 1.0e-6 and 1.1e-4: the losses of
+# penalties by finite differences, which divide rounding by the length of the difference.
+OVER_HUNDRED_STEPS_OF_ADAM = dataclasses.replace(PROMISED_OF_ADAM, outputs=2e-4, losses=3e-6)
 
 
 GENTLE = {"kind": "sgd", "lr": 1e-3, "momentum": 0.5}
@@ -120,19 +133,28 @@ def found() -> Found:
     return run_on_ranks(compare_all, (), world_size=2)[0]
 
 
-def by_plain_steps(name: str) -> Config:
+def by_plain_steps(config: Config) -> Config:
     values = {f"optim.{net}.{key}": value for net in BOTH for key, value in PLAIN_STEP.items()}
-    return with_values(CASES[name], values)
+    return with_values(config, values)
+
+
+def joined_cases() -> dict[str, Config]:
+    return {name: by_plain_steps(CASES[name]) for name in JOINED_CASES} | joined_cases_of_adam()
+
+
+def joined_cases_of_adam() -> dict[str, Config]:
+    """AdamW in some."""
+    return {f"{name}, by Adam": CASES[name] for name in JOINED_CASES_OF_ADAM}
 
 
 def compare_all() -> Found:
     """On a rank."""
     same_parts = map(largest, measure(list(CASES.values()), 3))
-    joined = map(largest, measure([by_plain_steps(n) for n in JOINED_CASES], 3, joined=True))
+    joined = map(largest, measure(list(joined_cases().values()), 3, joined=True))
     free = [case((s, s), GENTLE, loss__gamma=0.1, loss__kind="hinge") for s in range(4)]
     return Found(
         same_parts=dict(zip(CASES, same_parts, strict=True)),
-        joined=dict(zip(JOINED_CASES, joined, strict=True)),
+        joined=dict(zip(joined_cases(), joined, strict=True)),
         free=[run_freely(config, 20) for config in free],
     )
 
@@ -147,10 +169,11 @@ def test_a_step_equals_plain_pytorch(name: str, found: Found) -> None:
     assert found.same_parts[name].within(limit), found.same_parts[name]
 
 
-@pytest.mark.parametrize("name", JOINED_CASES)
+@pytest.mark.parametrize("name", joined_cases())
 def test_a_step_equals_plain_pytorch_on_the_joined_batch(name: str, found: Found) -> None:
+    limit = PROMISED_OF_ADAM if name in joined_cases_of_adam() else PROMISED
     print(found.joined[name])
-    assert found.joined[name].within(PROMISED), found.joined[name]
+    assert found.joined[name].within(limit), found.joined[name]
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -209,7 +232,11 @@ PARTS = 3
 
 
 def assert_hundred_steps_equal(
-    cases: dict[str, Config], ranks: int, make: Callable[..., Any], **options: Any
+    cases: dict[str, Config],
+    ranks: int,
+    make: Callable[..., Any],
+    limit: Difference = PROMISED,
+    **options: Any,
 ) -> None:
     """Of each case; prints what is the furthest apart."""
     configs = [of_three(config) if ranks == 3 else config for config in cases.values()]
@@ -219,7 +246,7 @@ def assert_hundred_steps_equal(
     for name, difference in worst.items():
         print(f"{ranks} ranks, {name}: {difference}")
     print(f"{ranks} ranks, all: {largest(list(worst.values()))}")
-    assert [name for name in worst if not worst[name].within(PROMISED)] == [], worst
+    assert [name for name in worst if not worst[name].within(limit)] == [], worst
 
 
 @pytest.mark.soak
@@ -235,8 +262,16 @@ def test_a_hundred_steps_equal_plain_pytorch(ranks: int, part: int) -> None:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_hundred_steps_equal_plain_pytorch_on_the_joined_batch(ranks: int) -> None:
-    cases = {name: by_plain_steps(name) for name in JOINED_CASES}
+    cases = {name: by_plain_steps(CASES[name]) for name in JOINED_CASES}
     assert_hundred_steps_equal(cases, ranks, measure, joined=True)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_hundred_steps_by_adam_equal_plain_pytorch_on_the_joined_batch(ranks: int) -> None:
+    limit = OVER_HUNDRED_STEPS_OF_ADAM
+    assert_hundred_steps_equal(joined_cases_of_adam(), ranks, measure, limit, joined=True)
 
 
 COMBINED_STAGES = [(0, 0), (1, 1), (2, 2), (3, 3), (3, 2), (1, 0), (0, 3)]

@@ -1,7 +1,8 @@
 """The obvious ways to train a GAN under ZeRO are wrong, mostly without a word: which, and where.
 
-With DeepSpeed 0.19.8 and the networks here; others came to other outcomes. The engine's rules rest
-on this table: when a new DeepSpeed changes a row, look at them again.
+With DeepSpeed 0.19.8, as our engine could do it; `test_zero_raw.py` has DeepSpeed's own calls and
+says what other settings come to. The engine's rules rest on these tables: when a new DeepSpeed
+changes a row, look at them again.
 
 Measured over two steps: where a way is equal, weights and gradients are so in every bit; where it
 is wrong, they are off by 0.5 and more.
@@ -47,7 +48,8 @@ LET_GO_CONVOLUTION = Raises("RuntimeError", "got stride=[1, 1]", "_engine_run_ba
 
 
 class Tutorial(ZeroEngine):
-    """As DeepSpeed's GAN tutorial does it: D is not frozen, and called through its engine."""
+    """As in DeepSpeed's GAN tutorial, D is not frozen in the generator's step (there called by the
+    engine), but D's loss has one backward here: the tutorial's two are wrong at all stages."""
 
     def bare(self, *inputs: Tensor | None, full_precision: bool = False) -> Tensor:
         return self(*inputs, full_precision=full_precision)
@@ -72,7 +74,8 @@ class PenaltyThroughEngine(ZeroEngine):
 
 
 class TwoBackwards(ZeroEngine):
-    """The loss in two backwards before one step."""
+    """The loss in two backwards before one step, through one graph: stage 3 lets go of the weights
+    after the first. Through a graph each it would be equal there."""
 
     def backward(self, loss: Tensor) -> None:
         self._backwards += 1
