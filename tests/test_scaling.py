@@ -234,7 +234,10 @@ def test_places_are_counted_machine_by_machine(
         devices, "available_resources_per_node",
         lambda: {str(i): left for i, (_, left) in enumerate(machines)} | {"lost": {"CPU": 100}},
     )  # fmt: skip
+    monkeypatch.setattr(devices, "leaving", frozenset)
     assert places(config(cpus_per_worker=cpus, num_workers=1)) == of(total, free)
+    monkeypatch.setattr(devices, "leaving", lambda: {node["NodeID"] for node in nodes})
+    assert places(config(cpus_per_worker=cpus, num_workers=1)) == of(0, 0)
 
 
 def test_the_device_is_decided_once_for_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +246,7 @@ def test_the_device_is_decided_once_for_a_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "0", "Alive": True,
                                                 "Resources": {"CPU": 8}}])  # fmt: skip
     monkeypatch.setattr(devices, "available_resources_per_node", lambda: {"0": {"CPU": 8}})
+    monkeypatch.setattr(devices, "leaving", frozenset)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8, "GPU": 1})
     on_gpus = with_device(config(num_workers=1))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8})

@@ -47,6 +47,8 @@ def case(stages: tuple[int, int], optim: dict[str, Any] | None = None, **values:
     return tiny_config({"loss.penalty_interval": 2, "conditioning.context_frames": 1} | dotted)
 
 
+# The gradient is read from the weights' change, which must stand out from their rounding.
+PLAIN_SGD = {"kind": "sgd", "lr": 1e-2}
 MOMENTUM = {"kind": "sgd", "momentum": 0.9, "lr": 1e-2}
 ACCUMULATED = {"train__accumulation": 2, "train__batch_size": 8}
 OFFLOADED = {f"cluster__{name}__offload_optimizer": True for name in BOTH}
@@ -61,7 +63,7 @@ CASES: dict[str, Config] = {
     "2 accumulated": case((2, 2), MOMENTUM, **ACCUMULATED),
     "3 accumulated": case((3, 3), {"clip_norm": 0.05}, **ACCUMULATED),
     "3 and 2, exact": case((3, 2), loss__penalty_form="exact", loss__kind="bce"),
-    "1 and 0, hinge": case((1, 0), {"kind": "sgd"}, loss__kind="hinge", loss__penalty="r1"),
+    "1 and 0, hinge": case((1, 0), PLAIN_SGD, loss__kind="hinge", loss__penalty="r1"),
     "3, along gradient": case((3, 3), loss__penalty_form="gradient_direction"),
     "2, sparse": case((2, 2), model__attention__kind="sparse", model__attention__mlp_width=4,
                       model__attention__density=0.5, model__attention__scores="l2"),
@@ -104,6 +106,9 @@ PROMISED_OF_ADAM = dataclasses.replace(PROMISED, weights=1e-3)
 # Over 100 steps, on two or three ranks, 3.3e-4, 1.5e-4, 5.5e-5, 1.0e-6 and 1.1e-4: the losses of
 # penalties by finite differences, which divide rounding by the length of the difference.
 OVER_HUNDRED_STEPS_OF_ADAM = dataclasses.replace(PROMISED_OF_ADAM, outputs=2e-4, losses=3e-6)
+# A last bit of a float32 weight flips the rounding to bf16 (2e-3) of what follows from it. Measured
+# over 100 steps on three ranks: 1.2e-1, 1.7e-2, 9.3e-4, 1.5e-4 and 2.3e-3.
+IN_BF16 = Difference(weights=3e-1, gradients=5e-2, outputs=3e-3, losses=5e-4, gradient_norms=7e-3)
 
 
 GENTLE = {"kind": "sgd", "lr": 1e-3, "momentum": 0.5}
@@ -246,7 +251,13 @@ def assert_hundred_steps_equal(
     for name, difference in worst.items():
         print(f"{ranks} ranks, {name}: {difference}")
     print(f"{ranks} ranks, all: {largest(list(worst.values()))}")
-    assert [name for name in worst if not worst[name].within(limit)] == [], worst
+    limits = {name: limit_of(config, ranks, limit) for name, config in cases.items()}
+    assert [name for name in worst if not worst[name].within(limits[name])] == [], worst
+
+
+def limit_of(config: Config, ranks: int, in_float32: Difference) -> Difference:
+    """Two ranks sum in one order only, so that not even bf16 makes a difference."""
+    return IN_BF16 if ranks == 3 and config.train.precision == "bf16" else in_float32
 
 
 @pytest.mark.soak
