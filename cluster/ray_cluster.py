@@ -98,7 +98,7 @@ def known_to_helpers() -> Iterator[None]:
         with _environment({"RAY_ADDRESS": ray.get_runtime_context().gcs_address}):
             yield
     finally:
-        constants.ENV_VARS_TO_PROPAGATE.remove("RAY_ADDRESS")
+        constants.ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
 
 
 def own_address() -> str:
@@ -203,7 +203,7 @@ def _start(**options: Any) -> None:
 def _sessions_of_their_own() -> Iterator[None]:
     """Ray's servers start apart from this process's group: a signal to the group, as terminals and
     `timeout` send it, is for the command, which still needs them for its way out. The kernel ends
-    them if this process is killed."""
+    them if this process is killed; their agents notice within a minute or so."""
     from ray._private import services
 
     original = services.ConsolePopen
