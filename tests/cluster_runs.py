@@ -70,8 +70,11 @@ def train_with_faults(
     head: dict[str, str], data: str, run: Path, faults: list[dict[str, Any]], *more: str,
     code: int = 0, timeout_s: float = 240,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """Fault number i leaves the file RUN-marker-i."""
-    marked = [fault | {"marker": f"{run}-marker-{i}"} for i, fault in enumerate(faults)]
+    """Fault number i leaves the file RUN-marker-i, and each attempt a line in RUN-starts."""
+    marked = [
+        fault | {"marker": f"{run}-marker-{i}", "starts": f"{run}-starts"}
+        for i, fault in enumerate(faults)
+    ]
     program = ["-m", "tests.fault_program", json.dumps(marked)]
     return run_program(
         [*program, *arguments(data, run, "cluster.num_workers=2", *more)], head, code, timeout_s

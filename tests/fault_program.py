@@ -1,8 +1,9 @@
 """launch.py with faults in its workers: `python -m tests.fault_program FAULTS ARGUMENTS`.
 
 FAULTS is a JSON list; each has rank, step (the first at which it may come), place and kind as in
-`tests.faulty_worker`, a marker file that counts how often it has come, and optionally "times", how
-often it comes in all: once, else.
+`tests.faulty_worker`, a marker file with a line for each time that it came, "starts", a file with a
+line for each attempt that began to train, and optionally "times", how often it comes in all: once,
+else. A line holds the time and the step.
 """
 
 import os

@@ -95,6 +95,8 @@ def _install(faults: list[dict[str, Any]], rank: int) -> None:
     next_batch = Trainer.next_batch
 
     def noting_step(self: Trainer, *arguments: Any) -> Any:
+        if step[0] < 0 and rank == 0:
+            _note(Path(faults[0]["starts"]), self.step)
         step[0] = self.step + 1
         return next_batch(self, *arguments)
 
@@ -110,7 +112,7 @@ def _with_fault(
 ) -> Callable[..., Any]:
     def faulty(self: Any, *arguments: Any) -> Any:
         at = step[0] + (1 if fault["place"] == "data" else 0)  # not yet noted
-        if at < fault["step"] or not _comes(fault):
+        if at < fault["step"] or not _comes(fault, at):
             return original(self, *arguments)
         if fault["kind"] == NAN:
             loss, metrics = original(self, *arguments)
@@ -121,18 +123,37 @@ def _with_fault(
     return faulty
 
 
-def _comes(fault: dict[str, Any]) -> bool:
-    """Counts it, unless it has come as often as it shall."""
+def _comes(fault: dict[str, Any], step: int) -> bool:
+    """Notes it, unless it has come as often as it shall."""
     marker = Path(fault["marker"])
-    if marker.exists() and marker.stat().st_size >= fault.get("times", 1):
+    if len(noted(marker)) >= fault.get("times", 1):
         return False
-    with marker.open("ab") as file:
-        file.write(b"x")
+    _note(marker, step)
     return True
 
 
+@dataclass(frozen=True)
+class Noted:
+    """A fault that came, or the start of an attempt."""
+
+    seconds: float
+    """When, by this machine's clock."""
+    step: int
+    """That was being made; of a start, the one that it goes on from."""
+
+
+def noted(path: Path) -> list[Noted]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [Noted(float(line.split()[0]), int(line.split()[1])) for line in lines]
+
+
+def _note(path: Path, step: int) -> None:
+    with path.open("a") as file:
+        file.write(f"{time.time()} {step}\n")
+
+
 def _come(fault: dict[str, Any]) -> None:
-    if _comes(fault):
+    if _comes(fault, -1):
         FAULTS[fault["kind"]]()
 
 

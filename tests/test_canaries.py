@@ -129,7 +129,8 @@ def a_run(scene: Scene) -> None:
 def a_crash(scene: Scene) -> None:
     """Of a worker, with a traceback; the credentials come from a mounted file."""
     marker = str(scene.root / "marker")
-    fault = {"rank": 0, "step": 6, "place": "data", "kind": "exception", "marker": marker}
+    fault = {"rank": 0, "step": 6, "place": "data", "kind": "exception", "marker": marker,
+             "starts": f"{marker}-starts"}  # fmt: skip
     command = train(scene, scene.second, "crash", "cluster.max_failures=0")
     faulty = ["-m", "tests.fault_program", json.dumps([fault])]
     # On a cluster of its own: workers have the credentials of the process that started theirs.
