@@ -305,6 +305,9 @@ def until_step(step: int, run: Path) -> bool:
     return path.exists() and f'{{"step": {step},' in path.read_text()
 
 
+# Of the L2 norms of tensors by kind, after 100 steps of which some were taken by one worker.
+# Measured: 5.4e-6, 3.4e-4, 7.8e-5 and 0. Without momentum, first moments are the last gradient.
+SIMILAR = {"weights": 3e-5, "exp_avg": 2e-3, "exp_avg_sq": 4e-4, "step": 0.0}
 LONG = ("train.max_steps=240", "checkpoint.interval_steps=50", "checkpoint.keep=9")
 
 
@@ -376,6 +379,21 @@ def test_a_run_shrinks_when_a_machine_is_lost_and_grows_when_one_comes(
     steps = [line["step"] for line in read_metrics(str(run / "metrics.jsonl"))]
     assert steps == list(range(1, len(steps) + 1))
     at_100 = (read_checkpoint(checkpoint_folder(str(r), 100), 100) for r in (run, long_calm))
-    ours, theirs = (checkpoint.tensors for checkpoint in at_100)
-    for name, tensor in ours.items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=3e-3, msg=name)
+    differ = relative_differences(*(checkpoint.tensors for checkpoint in at_100))
+    print(ranks_of(100), differ)
+    for (network, kind), difference in differ.items():
+        assert difference <= SIMILAR[kind], (network, kind, difference)
+
+
+def relative_differences(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
+) -> dict[tuple[str, str], float]:
+    """L2 norms of the differences, relative to those of `theirs`, by network and kind of tensor."""
+    assert ours.keys() == theirs.keys()
+    squares: dict[tuple[str, str], torch.Tensor] = {}
+    for name, tensor in theirs.items():
+        network, optimizer, _ = name.partition("/")[0].partition(".")
+        key = (network, name.rpartition("/")[2] if optimizer else "weights")
+        pair = torch.stack([ours[name] - tensor, tensor]).double().reshape(2, -1)
+        squares[key] = squares.get(key, torch.zeros(2)) + pair.square().sum(1)
+    return {key: (apart / whole).sqrt().item() for key, (apart, whole) in squares.items()}
