@@ -64,7 +64,7 @@ class Attempt:
         """The signal that asks the workers to stop, once they were told."""
         self.why = ""
         """What the workers were asked to stop for, if it was for a resize."""
-        self.started = self.looked = self.looked_round = time.monotonic()
+        self.started = self.looked_for_room = self.looked_for_leaving = time.monotonic()
         """When; and when last it was looked for room to grow, and for machines that go."""
         self.error: BaseException | None = None
         self.last = Snapshot(0.0, {}, [], None)
@@ -180,14 +180,14 @@ class Attempt:
     def _why_resize(self, could_grow: Callable[[], bool]) -> str:
         """Looks from time to time; empty if nothing asks for it."""
         now = time.monotonic()
-        if now - self.looked_round >= _LEAVING_S:
-            self.looked_round = now
+        if now - self.looked_for_leaving >= _LEAVING_S:
+            self.looked_for_leaving = now
             going = leaving()
             lost = [str(r) for r, f in sorted(self.last.ranks.items()) if f.node_id in going]
             if lost:
                 return f"the machine of rank {', '.join(lost)} is about to go"
-        if now - self.looked >= self.config.cluster.resize_seconds:
-            self.looked = now
+        if now - self.looked_for_room >= self.config.cluster.resize_seconds:
+            self.looked_for_room = now
             if could_grow():
                 return "the cluster has grown"
         return ""

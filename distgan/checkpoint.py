@@ -8,6 +8,7 @@ tensors together, whatever the number of writers was.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -30,6 +31,8 @@ COMMITTED, MANIFEST, STATE = "COMMITTED", "manifest.json", "state.json"
 STEP_PREFIX, DAMAGED_PREFIX = "step_", "damaged_"
 Json = dict[str, Any]
 _DIGEST_BYTES = 1000  # more than any
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_NO_REGULAR_FILE = (errno.EINVAL, errno.ELOOP)
 
 
 class DamagedCheckpointError(UserError):
@@ -340,9 +343,10 @@ def _read(folder: str, file: str, sha256: str = "", max_bytes: int = storage.MOS
         return storage.read_bytes(path, is_right=is_right, max_bytes=max_bytes)
     except TooLargeError as error:
         raise DamagedCheckpointError(f"{error}: it is damaged") from error
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedCheckpointError(f"{folder}/{file} can't be read: {error}") from error
-    except OSError as error:  # which may pass: what is sound must not be set aside for it
+    except OSError as error:
+        if isinstance(error, _NO_FILE) or error.errno in _NO_REGULAR_FILE:
+            raise DamagedCheckpointError(f"{folder}/{file} can't be read: {error}") from error
+        # It may pass: what is sound must not be set aside for it.
         mended = for_user(error)
         raise mended or StorageError(
             f"{folder}/{file} can't be read: {error.strerror or error}; run the same command "
