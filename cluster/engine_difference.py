@@ -42,7 +42,10 @@ class Difference:
     outputs: float
     """Of the updated networks' outputs, relative to the largest of them."""
     losses: float
-    """And of penalties. Relative (absolute below 1)."""
+    """Relative (absolute below 1)."""
+    penalties: float
+    """Likewise. Those by finite differences divide the scores' rounding by the difference's step:
+    where sums have another order, two runs of plain PyTorch differ as much."""
     gradient_norms: float
     """Relative."""
 
@@ -116,7 +119,8 @@ def _compare_step(
             for e, _ in pairs
         ),
         outputs=_outputs_differ(config, zero, plain, step, device),
-        losses=_metrics_differ(ours, theirs, ("loss/", "penalty/")),
+        losses=_metrics_differ(ours, theirs, ("loss/",)),
+        penalties=_metrics_differ(ours, theirs, ("penalty/",)),
         gradient_norms=_metrics_differ(ours, theirs, ("gradient_norm/",)),
     )
     everywhere: list[Any] = [None] * torch.distributed.get_world_size()

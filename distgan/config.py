@@ -7,7 +7,7 @@ span several keys in `distgan/config_checks.py`.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 _MOST_VALUES = 64
 
@@ -18,6 +18,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_answer_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`loss.gamma=on` is a slip, though pydantic takes true for 1."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        answers = cls.model_fields[str(info.field_name)].annotation is bool
+        if not answers and any(isinstance(each, bool) for each in values):
+            raise ValueError("true and false (yes, no, on, off) are no value for this key")
+        return value
 
     @field_validator("*")
     @classmethod

@@ -126,8 +126,8 @@ def _ray_pod(where: str, group: Mapping[str, Any]) -> Iterator[str]:
     if spec.get("terminationGracePeriodSeconds", 30) < LEAST_GRACE_S:
         yield f"{where}: terminationGracePeriodSeconds is below {LEAST_GRACE_S}"
     hook = str(container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command"))
-    asks = "pkill -TERM" in hook or container["name"] != "ray-head"
-    if not asks or "while pgrep" not in hook:
+    asks = "pkill -TERM" if container["name"] == "ray-head" else "ray drain-node"
+    if asks not in hook or "; do sleep 1; done" not in hook:
         yield f"{where}: no preStop hook: it would end without a checkpoint"
     memory = {
         volume["name"]: bytes_of(volume["emptyDir"]["sizeLimit"])

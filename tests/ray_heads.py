@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.tiny import one_thread
@@ -76,10 +76,16 @@ def ray_node(
     *,
     start_in: Path | None = None,
     log: Path = Path(os.devnull),
+    within: Sequence[str] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A further machine of the cluster, simulated here; kill its process group to lose it."""
+    """A further machine of the cluster, simulated here; kill its process group to lose it.
+
+    Args:
+        within: a command that runs the node's, which is appended.
+    """
     (agent,) = _free_ports(1)  # the default is one for the whole machine, and a raylet needs it
     command = [
+        *within,
         str(Path(sys.executable).with_name("ray")), "start", "--block",
         f"--address={head['RAY_ADDRESS']}", f"--num-cpus={num_cpus}",
         f"--dashboard-agent-listen-port={agent}",

@@ -18,7 +18,9 @@ def test_no_run_starts_on_engines_that_are_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Exit code 2, with what was measured; `cluster.parity_check` alone makes the difference."""
-    wrong = Difference(weights=0.03, gradients=0.0, outputs=0.0, losses=0.0, gradient_norms=0.0)
+    wrong = Difference(
+        weights=0.03, gradients=0.0, outputs=0.0, losses=0.0, penalties=0.0, gradient_norms=0.0
+    )
     monkeypatch.setattr(parity, "run_on_ranks", lambda *_, **__: [([wrong],)])
     monkeypatch.setattr(job, "RAY_TRAIN_ENVIRONMENT", {})
     monkeypatch.setattr(job, "_connected", contextlib.nullcontext)

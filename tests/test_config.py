@@ -177,6 +177,10 @@ def test_what_no_message_could_quote_is_refused(key: str, text: str) -> None:
         "checkpoint.keep=1",
         "cluster.num_workers=-1",
         "cluster.generator.zero_stage=4",
+        "cluster.generator.zero_stage=true",
+        "cluster.hang_seconds=1e10",
+        "loss.gamma=on",
+        "model.attention.window=[yes,3,3]",
         "run.dir=[1]",
     ],
 )

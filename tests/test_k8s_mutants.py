@@ -194,6 +194,10 @@ MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a worker that does not wait": (
         "multi-node",
         lambda d: container(d, "workers")["lifecycle"]["preStop"]["exec"].update(command=["true"])),
+    "a worker that leaves without a checkpoint": (
+        "multi-node",
+        lambda d: container(d, "workers")["lifecycle"]["preStop"]["exec"].update(
+            command=["while pgrep ray; do sleep 1; done"])),
     "the cluster's own priority": (
         "multi-node",
         lambda d: set_in(pod(d, "head"), "priorityClassName", "system-cluster-critical")),

@@ -25,17 +25,18 @@ from distgan.timing import PartTimer
 from tests.tiny_networks import CPU, tiny_config
 
 BOTH = ("generator", "discriminator")
-# Where sums keep their order. Measured: weights 2.2e-5, gradients 4.0e-7, outputs 2.8e-7, losses
-# 4.3e-8, norms 1.2e-7, bit-equal in most cases.
+# Where sums keep their order. Measured, in the order of `Difference`: 2.2e-5, 4.0e-7, 2.8e-7,
+# 5.9e-8, 1.9e-9 and 1.2e-7, bit-equal in most cases.
 SAME_PARTS = Difference(
-    weights=3e-5, gradients=2e-6, outputs=1e-6, losses=2e-7, gradient_norms=5e-7
+    weights=3e-5, gradients=2e-6, outputs=1e-6, losses=2e-7, penalties=1e-8, gradient_norms=5e-7
 )
 # What the project promises where sums have another order: losses within 1e-6 and gradients within
-# 2e-4 by norm. Measured, in this order: in accumulated parts 8.7e-5, 3.2e-7, 9.1e-7, 6.0e-8 and
-# 1.3e-7 (over 100 steps of eight cases 4.1e-5, 8.9e-7, 9.2e-6, 6.0e-8 and 1.5e-7); on one joined
-# batch 4.6e-5, 4.6e-5, 9.5e-6, 5.6e-7 and 1.8e-5; on three ranks 1.7e-4, 3.6e-5, 3.9e-6, 6.0e-8 and
-# 7.6e-7. Under Adam the weights are the coarsest: a gradient that is noise makes a full step.
-PROMISED = Difference(weights=2e-4, gradients=2e-4, outputs=5e-5, losses=1e-6, gradient_norms=2e-4)
+# 2e-4 by norm. Measured: in accumulated parts 8.8e-5, 3.1e-7, 9.1e-7, 6.0e-8, 3.5e-10 and 1.3e-7;
+# on one joined batch 4.7e-5, 5.0e-5, 1.7e-6, 6.0e-8, 4.3e-7 and 8.4e-6. Under Adam the weights are
+# the coarsest: a gradient that is noise makes a full step.
+PROMISED = Difference(
+    weights=2e-4, gradients=2e-4, outputs=5e-5, losses=1e-6, penalties=1e-6, gradient_norms=2e-4
+)
 
 
 def case(stages: tuple[int, int], optim: dict[str, Any] | None = None, **values: Any) -> Config:
@@ -96,20 +97,21 @@ JOINED_CASES = (
 )
 JOINED_CASES_OF_ADAM = ("0", "1", "2", "3", "1 accumulated", "3 accumulated", "3 and 2, exact")
 # Adam turns a gradient that is noise into a full step. A large rate: the step shall be far above
-# the rounding of the weights.
-PLAIN_STEP = {"kind": "sgd", "lr": 1.0, "clip_norm": 0.05, "weight_decay": 0.0}
+# the rounding of the weights; larger ones (1.0) lead to networks whose own rounding is 1e-5.
+PLAIN_STEP = {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "clip_norm": 0.05, "weight_decay": 0.0}
 
 
-# On one joined batch under Adam, the weights alone are coarser, for the reason above. Measured, in
-# the order of `PROMISED`: 3.3e-4, 4.7e-5, 5.9e-6, 1.9e-7 and 2.7e-6.
+# On one joined batch under Adam. Measured: 3.3e-4, 4.3e-5, 3.1e-6, 1.2e-7, 1.9e-7 and 2.7e-6.
 PROMISED_OF_ADAM = dataclasses.replace(PROMISED, weights=1e-3)
-# Over 100 steps, on two or three ranks, 3.3e-4, 1.5e-4, 5.5e-5, 1.0e-6 and 1.1e-4. What is furthest
-# apart of `losses` is the penalty by finite differences, which divides rounding by the length of
-# the difference (1.0e-6; by the exact form 1.0e-8); the losses themselves are at 9e-8.
-OVER_HUNDRED_STEPS_OF_ADAM = dataclasses.replace(PROMISED_OF_ADAM, outputs=2e-4, losses=3e-6)
+# Over 100 steps on one joined batch, penalties by finite differences are coarser: plain PyTorch
+# that takes the batch in parts is as far from one that takes it whole (4.2e-6, to the digit).
+JOINED = dataclasses.replace(PROMISED, penalties=1e-5)
+JOINED_OF_ADAM = dataclasses.replace(JOINED, weights=1e-3, outputs=2e-4)
 # A last bit of a float32 weight flips the rounding to bf16 (2e-3) of what follows from it. Measured
 # over 100 steps on three ranks: 1.2e-1, 1.7e-2, 9.3e-4, 1.5e-4 and 2.3e-3.
-IN_BF16 = Difference(weights=3e-1, gradients=5e-2, outputs=3e-3, losses=5e-4, gradient_norms=7e-3)
+IN_BF16 = Difference(
+    weights=3e-1, gradients=5e-2, outputs=3e-3, losses=5e-4, penalties=5e-4, gradient_norms=7e-3
+)
 
 
 GENTLE = {"kind": "sgd", "lr": 1e-3, "momentum": 0.5}
@@ -275,15 +277,15 @@ def test_a_hundred_steps_equal_plain_pytorch(ranks: int, part: int) -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_hundred_steps_equal_plain_pytorch_on_the_joined_batch(ranks: int) -> None:
     cases = {name: by_plain_steps(CASES[name]) for name in JOINED_CASES}
-    assert_hundred_steps_equal(cases, ranks, measure, joined=True)
+    assert_hundred_steps_equal(cases, ranks, measure, JOINED, joined=True)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_a_hundred_steps_by_adam_equal_plain_pytorch_on_the_joined_batch(ranks: int) -> None:
-    limit = OVER_HUNDRED_STEPS_OF_ADAM
-    assert_hundred_steps_equal(joined_cases_of_adam(), ranks, measure, limit, joined=True)
+    cases = joined_cases_of_adam()
+    assert_hundred_steps_equal(cases, ranks, measure, JOINED_OF_ADAM, joined=True)
 
 
 COMBINED_STAGES = [(0, 0), (1, 1), (2, 2), (3, 3), (3, 2), (1, 0), (0, 3)]
