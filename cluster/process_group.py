@@ -6,6 +6,7 @@ DeepSpeed is imported here alone, after the device is known: it picks its accele
 import datetime
 import logging
 import os
+import socket
 import warnings
 from typing import Any
 
@@ -54,6 +55,14 @@ def start_process_group(
             timeout=datetime.timedelta(seconds=timeout_s),
         )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def talk_over_loopback() -> None:
+    """Lets this process's groups listen there alone; otherwise they take the address that this
+    machine's name stands for."""
+    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, names[0])
 
 
 def stop_process_group() -> None:

@@ -17,7 +17,11 @@ from typing import Any
 
 import torch
 
-from cluster.process_group import start_process_group, stop_process_group
+from cluster.process_group import (
+    start_process_group,
+    stop_process_group,
+    talk_over_loopback,
+)
 from distgan.data.workers import end_with_parent, no_ctrl_c_in_new_processes
 
 
@@ -93,6 +97,7 @@ def _run(
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     failure, value = "", None
     try:
+        talk_over_loopback()
         start_process_group(device, init_method=init_method, timeout_s=120)
         value = function(*arguments)
         stop_process_group()

@@ -6,7 +6,6 @@ the network has to keep strangers out (see SECURITY.md).
 """
 
 import datetime
-import os
 import socket
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from cluster.board import own_facts
+from cluster.process_group import talk_over_loopback
 
 
 class _GuardedBackend(_TorchBackend):
@@ -61,9 +61,7 @@ def stay_on_loopback() -> None:
     """In a worker whose node has a loopback address: its process group will listen nowhere else."""
     if not ip_address(ray.util.get_node_ip_address()).is_loopback:
         return
-    names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, names[0])
+    talk_over_loopback()
     module: Any = sys.modules["torch.distributed.rendezvous"]  # its name is a function's as well
     module.TCPStore = _local_store
 

@@ -254,12 +254,13 @@ class TrainConfig(Section):
     batch_size: int = Field(32, ge=1)
     """Global batch, in clips."""
     accumulation: int = Field(1, ge=1)
-    """Micro-batches a step; must divide the batch."""
+    """Micro-batches a step; must divide the batch, and the number of workers what that gives."""
     max_steps: int = Field(20_000, ge=1)
     schedule_steps: int = Field(0, ge=0)
     """Length of the schedules of learning rates and gamma; 0 means max_steps at the first start."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto measures for a second whether bf16 is faster here and keeps the answer for the run."""
+    """auto takes bf16 on a GPU that has it, and on a CPU if it is faster, which it measures for a
+    second; the answer is kept for the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     ema_half_life_clips: float = Field(10_000.0, ge=0)
     """Half-life of the generator's moving average, in clips; 0 switches averaging off."""
@@ -270,9 +271,9 @@ class TrainConfig(Section):
 
 class StopConfig(Section):
     max_epochs: float = Field(0.0, ge=0)
-    """Passes over the data; 0 means no limit. Each limit below reads the same way."""
+    """Passes over the data; 0 means no limit, as with max_seconds and plateau_steps."""
     max_seconds: float = Field(0.0, ge=0)
-    """Training time over all starts of the run, in seconds."""
+    """Training time that led to the present step, over all starts of the run, in seconds."""
     metric: str = "quality/proxy_frechet_ema"
     """Logged metric (lower is better) that target and plateau look at."""
     target: float | None = None
@@ -287,8 +288,9 @@ class StopConfig(Section):
     sign_patience_steps: int = Field(500, ge=1)
     """Length of that running mean, and how long it may stay out of bounds."""
     nonfinite_steps: int = Field(3, ge=1)
-    """So many steps in a row without a finite gradient (such a step updates nothing) send the run
-    back to its newest checkpoint; when they come again it has diverged (exit code 3)."""
+    """So many steps in a row with a gradient that is not finite (that network is not updated, nor
+    the average) send the run back to its newest checkpoint; when they come again, or there is none,
+    it has diverged (exit code 3)."""
 
 
 class CheckpointConfig(Section):
@@ -353,7 +355,7 @@ class ClusterConfig(Section):
     """Worker processes, one a device; 0 is local debug mode: this process, no Ray, no DeepSpeed.
     Of prepare: videos at a time on a Ray cluster; 0 works on this machine, without Ray."""
     min_workers: int = Field(0, ge=0)
-    """Go on with so few when devices are lost, or start with them when others hold the rest
+    """Go on with so few when devices are lost, or start with them when no more are there or free
     (elastic training); 0 means num_workers."""
     max_workers: int = Field(0, ge=0)
     """Grow to so many when devices come; 0 means num_workers. The global batch stays the same."""
@@ -362,7 +364,8 @@ class ClusterConfig(Section):
     cpus_per_worker: float = Field(1.0, ge=1e-4)
     """CPUs that Ray sets aside for each worker; it counts in steps of 0.0001."""
     max_failures: int = Field(3, ge=0)
-    """Machine faults in a row, without a new checkpoint between them, before the run gives up."""
+    """Faults of workers in a row (storage that stays out of reach is one), without a new checkpoint
+    between them, before the run gives up."""
     hang_seconds: float = Field(600.0, gt=0, le=1e9)
     """A worker that makes no step for so long is taken for hanging, and its run starts again from
     the newest checkpoint. Longer than any step, sample drawing and checkpoint take, and than the
@@ -371,7 +374,7 @@ class ClusterConfig(Section):
     discriminator: ShardingConfig = ShardingConfig()
     parity_check: bool = False
     """Before training, hold the ZeRO engines against plain PyTorch on small networks for a few
-    steps (`launch.py doctor` always does), and refuse to start if they differ."""
+    steps (`launch.py doctor` does, too), and refuse to start if they differ. On up to 4 workers."""
 
 
 class Config(Section):

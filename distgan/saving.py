@@ -6,6 +6,7 @@ before that leaves an uncommitted folder, which no reader sees, and the checkpoi
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ class Saver:
         self._part: Json = {}
         self._thread: _Thread | None = None
         self._uncommitted = False
+        self._begun = 0.0
+        self.seconds: float | None = None
+        """What the last checkpoint took until it counted, on rank 0; None before."""
 
     @property
     def has_written(self) -> bool:
@@ -65,6 +69,7 @@ class Saver:
             clear_uncommitted(self._folder)
         self.team.gather(None)
         self._uncommitted = True
+        self._begun = time.monotonic()
         self._thread = _Thread(lambda: self._write(fragments, before))
 
     def commit(self) -> None:
@@ -100,6 +105,7 @@ class Saver:
     def _commit(self, parts: Sequence[Json]) -> None:
         with writing(self._folder):
             commit(self._folder, parts, self._state)
+        self.seconds = time.monotonic() - self._begun
         drop_old(self.run_dir, self.keep)
 
 

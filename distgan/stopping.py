@@ -49,7 +49,7 @@ class StopRules:
             )
 
     def observe_skipped(self, step: int, error: NonFiniteError) -> None:
-        """Counts a step that updated nothing because a gradient was not finite.
+        """Counts a step that left a network as it was, because a gradient was not finite.
 
         Raises:
             NonFiniteError: there were `stop.nonfinite_steps` of them in a row.

@@ -92,6 +92,8 @@ class Trainer:
         self.step = 0
         self.saved_step = -1
         """Of the newest checkpoint; -1 without one."""
+        self.checkpoint_seconds: float | None = None
+        """What the last one took until it counted, on rank 0."""
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
         self.seconds = 0.0
@@ -239,6 +241,7 @@ class Trainer:
         self.seconds = of_all["own/seconds"]
         if of_all["own/written"] == self.team.size:
             saver.commit()
+        self.checkpoint_seconds = saver.seconds
         number = int(of_all["own/signal"]) or None
         if self.team.size > 1:
             totals = {name: total / self.team.size for name, total in totals.items()}
@@ -267,6 +270,8 @@ class Trainer:
             logged |= self.stream.damage.metrics()
             logged |= observer.speed(times, self.clips_seen)
             logged["time/compute_total_s"] = self.compute.seconds
+            if self.checkpoint_seconds is not None:
+                logged["time/checkpoint_s"] = self.checkpoint_seconds
             self.latest = logged
         logged |= observer.quality_if_due(self.step)
         if logged and observer.writer is not None:

@@ -52,7 +52,8 @@ def test_run_folder_holds_what_is_promised(run_dir: Path) -> None:
         "loss/generator", "loss/discriminator", "penalty/r1", "penalty/r2", "score/sign",
         "gradient_norm/generator", "gradient_norm/discriminator", "learning_rate/generator",
         "learning_rate/discriminator", "time/step_s", "time/data_s", "time/generator_s",
-        "time/discriminator_s", "throughput/clips_per_s", "quality/proxy_frechet_ema",
+        "time/discriminator_s", "time/checkpoint_s", "throughput/clips_per_s",
+        "quality/proxy_frechet_ema",
     }  # fmt: skip
     assert expected <= set(lines[-1])
     assert Image.open(run_dir / "samples" / "step_00000012.gif").n_frames == 4  # type: ignore[attr-defined]

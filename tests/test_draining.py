@@ -14,7 +14,8 @@ from distgan.checkpoint import checkpoint_folder, committed_steps
 from distgan.metrics.writer import read_metrics
 from distgan.storage import list_names
 from tests.cluster_runs import arguments, wait_until
-from tests.k8s_hooks import UNSHARE, hooks_of_pods
+from tests.k8s_hooks import hooks_of_pods
+from tests.namespaces import UNSHARE, require_namespaces
 from tests.processes import running
 from tests.ray_heads import ray_head, ray_node
 from tests.tiny import REPOSITORY
@@ -122,6 +123,7 @@ def test_a_run_leaves_a_pod_that_is_about_to_end_with_a_checkpoint(
     tiny_data: str, tmp_path: Path
 ) -> None:
     """By its preStop hook, which is over soon after."""
+    require_namespaces()
     hook = hooks_of_pods(tmp_path)["workers"]
     with ray_head(num_cpus=1) as head:
         machine, over = pod(head, hook, tmp_path), (tmp_path / "over").exists

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from distgan.checkpoint import committed_steps
-from tests.k8s_hooks import UNSHARE, hooks_of_pods
+from tests.k8s_hooks import hooks_of_pods
+from tests.namespaces import UNSHARE, require_namespaces
 from tests.tiny import REPOSITORY, TINY, one_thread
 
 
 @pytest.fixture(scope="module")
 def hooks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    require_namespaces()
     return hooks_of_pods(tmp_path_factory.mktemp("hooks"))
 
 

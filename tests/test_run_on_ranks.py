@@ -1,7 +1,10 @@
 """Functions on ranks of their own: every end of a rank is told, and no process is left behind."""
 
+import ast
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.ranks import run_on_ranks
+from tests.namespaces import UNSHARE, require_namespaces
+from tests.process_view import listeners
 from tests.tiny import REPOSITORY, one_thread
 
 pytestmark = pytest.mark.timeout(120)
@@ -32,6 +38,37 @@ def end_badly(how: str) -> str:
         raise ValueError("no such clip")
     os.kill(os.getpid(), signal.SIGKILL)
     return "unreachable"
+
+
+def listen() -> list[bool]:
+    """On a rank, once it is connected: whether each port that it has open is on loopback."""
+    torch.distributed.barrier()
+    return [listener.is_loopback for listener in listeners([os.getpid()])]
+
+
+def test_ranks_listen_on_loopback_only() -> None:
+    """Also where this machine's name stands for another of its addresses, as on most."""
+    require_namespaces()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of nobody, and nothing is sent
+        except OSError as error:
+            pytest.skip(f"no address but loopback: {error}")
+        address = probe.getsockname()[0]
+    program = (
+        "import socket\n"
+        "from cluster.ranks import run_on_ranks\n"
+        "from tests.test_run_on_ranks import listen\n"
+        f"socket.sethostname({address!r})\n"
+        "print(run_on_ranks(listen, (), world_size=2))\n"
+    )
+    done = subprocess.run(
+        [*UNSHARE, "--uts", sys.executable, "-c", program],
+        cwd=REPOSITORY, env=one_thread(), capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    of_ranks = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert all(of_ranks) and all(itertools.chain(*of_ranks))
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,16 @@ def test_training_goes_on_while_a_slow_disk_writes(
     assert not saver.has_written
     weights += 1  # the next step's update
     assert committed_steps(str(tmp_path)) == []
+    threading.Event().wait(0.1)
     disk.go_on.set()
     until_written(saver)
+    assert saver.seconds is None
     assert committed_steps(str(tmp_path)) == []  # other ranks may not have written yet
     saver.commit()
     saver.finish()
     loaded, _ = load_newest(str(tmp_path))
     assert loaded is not None and loaded.tensors["x"].eq(0).all()
+    assert saver.seconds is not None and 0.1 <= saver.seconds < 30
 
 
 def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
