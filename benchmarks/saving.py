@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch.distributed
 
 from benchmarks._pairs import spread
+from cluster.agreement import versions
 from cluster.ranks import run_on_ranks
 from cluster.worker import _make_trainer as make_trainer
-from cluster.worker import versions
 from distgan.config import Config
 from distgan.config_loading import load_config
 from distgan.data.demo import render_demo_videos

@@ -21,13 +21,14 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from tqdm import tqdm
 
 from cluster import hangs
+from cluster.agreement import versions
 from cluster.board import ANSWER_S, Snapshot, make_board
 from cluster.controller_side import ControllerSide
 from cluster.devices import leaving, resources, uses_gpus
 from cluster.quiet_data import DatalessTrainer, QuietDataConfig
 from cluster.ray_storage import ray_storage
 from cluster.rendezvous import GuardedTorchConfig
-from cluster.worker import train_on_rank, versions
+from cluster.worker import train_on_rank
 from distgan.config import Config
 from distgan.errors import DistganError
 from distgan.trainer import Listener, StopRequests, progress_facts

@@ -1,13 +1,8 @@
 """What each Ray Train worker runs: the same trainer as in local mode, over ZeRO engines."""
 
-import contextlib
-import functools
-import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 import ray
@@ -17,24 +12,18 @@ from ray import train as ray_train
 from ray.train.torch import get_device
 from torch import nn
 
+from cluster.agreement import check_data, check_storage, check_versions
 from cluster.board import Failure
 from cluster.link import Link
 from distgan import storage
 from distgan.config import Config
 from distgan.config_loading import build_config, with_values
 from distgan.data.stream import ClipStream
-from distgan.errors import DistganError, StorageError, UserError, for_user, kind_of
+from distgan.errors import DistganError, UserError, for_user, kind_of
 from distgan.networks import build_discriminator, build_generator
 from distgan.precision import pick_device, pick_precision
-from distgan.team import GroupTeam, Team, failing_together, from_first
+from distgan.team import GroupTeam, failing_together, from_first
 from distgan.trainer import Outcome, Trainer
-
-_PACKAGES = ("torch", "ray", "deepspeed", "safetensors", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Of what must be the same on all machines of a run."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def train_on_rank(task: dict[str, Any]) -> None:
@@ -95,17 +84,6 @@ def _as_json(outcome: Outcome) -> dict[str, Any]:
     return {"step": outcome.step, "reason": outcome.reason, "signal": outcome.signal}
 
 
-def check_versions(wanted: dict[str, str]) -> None:
-    """Raises `UserError` if this machine has others than the process that started the run."""
-    here = versions()
-    differing = [f"{n} {here[n]} instead of {v}" for n, v in wanted.items() if here[n] != v]
-    if differing:
-        raise UserError(
-            "this machine has other versions than the process that started the run: "
-            f"{', '.join(differing)}; install the same on every machine"
-        )
-
-
 def _make_trainer(
     config: Config, wanted_versions: dict[str, str], *, seen: bool = False
 ) -> Trainer:
@@ -130,6 +108,7 @@ def _make_trainer(
             rank=team.rank,
             ranks=team.size,
         )
+    check_data(config, stream.digest, team)
     precision = config.train.precision
     if precision == "auto":
         own = pick_precision(precision, device) if team.rank == 0 else None
@@ -161,39 +140,3 @@ def _device(config: Config) -> torch.device:
     """Raises `UserError` if torch sees no GPU here, and the run is one on GPUs."""
     device = pick_device(config.train.device)
     return get_device() if device.type == "cuda" else device
-
-
-def check_storage(config: Config, team: Team, *, seen: bool = False) -> None:
-    """Raises `UserError` on every rank unless each sees what rank 0 writes to the run's folder.
-
-    The process that started the run has written there just now, so that no error is taken for one
-    that may pass; but if the ranks of an earlier attempt have `seen` it, `StorageError` may.
-    """
-    reaching = functools.partial(_reaching, config, may_pass=seen)
-    name = storage.join(config.run.dir, ".seen_by_all_ranks")
-    token = from_first(team, os.urandom(8).hex() if team.rank == 0 else None).encode()
-    with failing_together(team), reaching():
-        if team.rank == 0:
-            storage.write_bytes(name, token)
-    try:
-        with failing_together(team), reaching():
-            if not storage.exists(name) or storage.read_bytes(name) != token:
-                raise UserError("it is not the same folder as on the machine of rank 0")
-    finally:
-        with failing_together(team), reaching():
-            if team.rank == 0:
-                storage.remove(name)
-
-
-@contextlib.contextmanager
-def _reaching(config: Config, *, may_pass: bool) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, DistganError) as error:
-        passing = may_pass and not isinstance(error, UserError)
-        if passing and not (isinstance(error, OSError) and for_user(error)):
-            raise StorageError(f"run.dir={config.run.dir} can't be used now: {error}") from error
-        raise UserError(
-            f"run.dir={config.run.dir} can't be used from here: {error}; give a folder on a shared "
-            "disk that this user may write to, or object storage that every machine reaches"
-        ) from error

@@ -90,6 +90,8 @@ class Checkpoint:
     folder: str
     state: Json
     tensors: dict[str, Tensor]
+    digest: str
+    """Of its manifest, and so of all that is in it."""
 
 
 def whole(tensors: Mapping[str, Tensor]) -> list[Fragment]:
@@ -259,7 +261,7 @@ def read_checkpoint(folder: str, step: int) -> Checkpoint:
     tensors = {
         name: _assemble(folder, name, pieces, loaded) for name, pieces in manifest.tensors.items()
     }
-    return Checkpoint(step, folder, state, tensors)
+    return Checkpoint(step, folder, state, tensors, committed)
 
 
 def parse_tensors(place: str, data: bytes) -> dict[str, Tensor]:

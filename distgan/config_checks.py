@@ -129,6 +129,19 @@ def _check_rest(config: Config) -> None:
                 f"stop.metric={stop.metric} is never measured with log.proxy_interval_steps=0; "
                 "set it to some steps"
             )
+        kind = stop.metric.removeprefix("penalty/")
+        if kind != stop.metric and kind not in config.loss.penalty:
+            raise UserError(
+                f"stop.metric={stop.metric} is never measured with loss.penalty="
+                f"{config.loss.penalty}; take a penalty that has it, or another metric"
+            )
+        name = "proxy_interval_steps" if stop.metric == PROXY_METRIC else "interval_steps"
+        interval = getattr(config.log, name)
+        if 0 < stop.plateau_steps < interval:
+            raise UserError(
+                f"stop.plateau_steps={stop.plateau_steps} is over before stop.metric={stop.metric} "
+                f"is measured a second time (log.{name}={interval}); take some times that"
+            )
     low, high = config.stop.sign_bounds
     if low > high:
         raise UserError(f"stop.sign_bounds={[low, high]}: the lower bound is above the upper one")

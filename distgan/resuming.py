@@ -68,17 +68,21 @@ def _newest_for_all(run_dir: str, team: Team) -> Checkpoint | None:
     with failing_together(team):
         if team.rank == 0:
             checkpoint = _newest(run_dir)
-    step = from_first(team, checkpoint.step if checkpoint is not None else None)
-    if step is None:
+    chosen = from_first(team, [checkpoint.step, checkpoint.digest] if checkpoint else None)
+    if chosen is None:
         return None
     with failing_together(team):
-        checkpoint = checkpoint or _chosen(run_dir, step)
+        checkpoint = checkpoint or _chosen(run_dir, *chosen)
     return checkpoint
 
 
-def _chosen(run_dir: str, step: int) -> Checkpoint:
+def _chosen(run_dir: str, step: int, digest: str) -> Checkpoint:
+    folder = checkpoint_folder(run_dir, step)
     try:
-        return read_checkpoint(checkpoint_folder(run_dir, step), step)
+        checkpoint = read_checkpoint(folder, step)
+        if checkpoint.digest != digest:
+            raise DamagedCheckpointError(f"{folder} is another checkpoint")
+        return checkpoint
     except DamagedCheckpointError as error:
         raise UserError(
             f"{error}, while rank 0 found it whole: run the same command again; if it comes again, "

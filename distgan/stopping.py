@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distgan.config import Config
+from distgan.config_checks import PROXY_METRIC
 from distgan.errors import DivergedError, NonFiniteError
 
 
@@ -13,6 +14,9 @@ class StopRules:
 
     def __init__(self, config: Config) -> None:
         self.config = config.stop
+        clips = config.log.proxy_clips if self.config.metric == PROXY_METRIC else 0
+        self.measure = [self.config.metric, clips]
+        """What the memory below is of: fewer clips give a larger distance."""
         self.max_steps = config.train.max_steps
         self.latest: float | None = None
         self.best: float | None = None
@@ -22,7 +26,11 @@ class StopRules:
         self.skipped = self.skipped_in_a_row = 0
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the metric that target and plateau look at, where it was measured."""
+        """Notes the metric that target and plateau look at, where it was measured.
+
+        Args:
+            metrics: means over whole intervals.
+        """
         value = metrics.get(self.config.metric)
         if value is None or not math.isfinite(value):
             return
@@ -89,6 +97,7 @@ class StopRules:
 
     def state(self) -> dict[str, Any]:
         return {
+            "measure": self.measure,
             "latest": self.latest,
             "best": self.best,
             "best_step": self.best_step,
@@ -99,8 +108,9 @@ class StopRules:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.latest = state["latest"]
-        self.best, self.best_step = state["best"], state["best_step"]
+        if state.get("measure", self.measure) == self.measure:  # older checkpoints have none
+            self.latest = state["latest"]
+            self.best, self.best_step = state["best"], state["best_step"]
         self.sign_mean = state["sign_mean"]
         self.steps_out_of_bounds = state["steps_out_of_bounds"]
         self.skipped = state.get("skipped", 0)  # older checkpoints have none

@@ -174,7 +174,6 @@ class Trainer:
                 metrics = self.train_on(self.next_batch(batches))
                 metrics, number = self._agree(metrics, saver, requests)
                 logged = self.note(metrics, observer)
-                self.rules.observe(self.step, logged)
                 bar.set_postfix(progress_facts(self.latest), refresh=False)
                 bar.update()
                 reason = self.rules.reason(self.step, self._epoch(), self.seconds)
@@ -273,7 +272,9 @@ class Trainer:
             if self.checkpoint_seconds is not None:
                 logged["time/checkpoint_s"] = self.checkpoint_seconds
             self.latest = logged
-        logged |= observer.quality_if_due(self.step)
+        quality = observer.quality_if_due(self.step)
+        self.rules.observe(self.step, quality | (logged if is_due else {}))
+        logged |= quality
         if logged and observer.writer is not None:
             observer.writer.scalars(self.step, logged)
         observer.samples_if_due(self.step)

@@ -64,7 +64,7 @@ def test_runs_differ_in_nothing_but_the_attention() -> None:
 
 def test_nothing_ends_a_run_before_its_budget() -> None:
     config = tiny_config(
-        "stop.max_epochs=1", "stop.max_seconds=3", "stop.target=1e9", "stop.plateau_steps=1",
+        "stop.max_epochs=1", "stop.max_seconds=3", "stop.target=1e9", "stop.plateau_steps=4",
         "log.proxy_interval_steps=4",
     )  # fmt: skip
     plan = plan_of(config, steps=24, evaluations=3)

@@ -174,10 +174,26 @@ def test_damaged_small_files_of_a_run_are_told(
 
 
 @pytest.mark.parametrize(
+    ("metric", "key"),
+    [("quality/proxy_frechet_ema", "log.proxy_interval_steps"),
+     ("loss/generator", "log.interval_steps")],
+)  # fmt: skip
+def test_a_plateau_shorter_than_a_second_measurement_takes_is_refused(
+    metric: str, key: str
+) -> None:
+    several = [f"stop.metric={metric}", f"{key}=10"]
+    load_config(overrides=[*several, "stop.plateau_steps=10"])
+    with pytest.raises(UserError, match=rf"stop\.plateau_steps=9 .* \({key}=10\)"):
+        load_config(overrides=[*several, "stop.plateau_steps=9"])
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["stop.metric=quality/typo", "stop.target=1"], "stop.metric=quality/typo is not logged"),
         (["stop.plateau_steps=9", "log.proxy_interval_steps=0"], "log.proxy_interval_steps=0"),
+        (["stop.metric=penalty/r1", "stop.target=1", "loss.penalty=r2"], "loss.penalty=r2"),
+        (["stop.metric=penalty/r2", "stop.target=1", "loss.penalty=none"], "loss.penalty=none"),
     ],
 )
 def test_a_stop_rule_that_could_never_fire_is_refused(overrides: list[str], words: str) -> None:

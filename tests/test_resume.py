@@ -195,8 +195,10 @@ def test_damaged_checkpoint_falls_back_and_says_so(
 def test_the_last_step_has_a_line_and_a_longer_run_goes_on_as_if_planned(
     tiny_data: str, tmp_path: Path
 ) -> None:
-    """Five steps, and three more, beside eight at once; a line is due every third step."""
-    schedule = ("train.schedule_steps=8", "checkpoint.interval_steps=5")
+    """Five steps, and three more, beside eight at once; a line is due every third step, and no stop
+    rule looks at another."""
+    schedule = ("train.schedule_steps=8", "checkpoint.interval_steps=5",
+                "stop.metric=loss/generator", "stop.target=-1e9")  # fmt: skip
     for run, lengths in (("longer", (5, 8)), ("planned", (8,))):
         for steps in lengths:
             more = (*schedule, f"train.max_steps={steps}")

@@ -13,7 +13,7 @@ METRIC = "quality/proxy_frechet_ema"
 
 
 def rules(values: dict[str, Any] | None = None) -> StopRules:
-    return StopRules(tiny_config(values))
+    return StopRules(tiny_config({"log.proxy_interval_steps": 1} | (values or {})))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,22 @@ def test_the_sign_statistic_must_leave_its_bounds_and_stay_out() -> None:
 @pytest.mark.parametrize("sign", [0.0, 1.0])
 def test_without_bounds_nothing_diverges(sign: float) -> None:
     assert steps_until_diverged([sign] * 5000, 3, [0.0, 1.0]) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"stop.metric": "loss/generator"}, {"log.proxy_clips": 32}], ids=str
+)
+def test_what_was_measured_otherwise_is_forgotten(changed: dict[str, Any]) -> None:
+    """All these keys may differ when a run is taken up again."""
+    one = rules()
+    one.observe(1, {METRIC: 1.0})
+    limits = {"stop.target": 2.0, "stop.plateau_steps": 1, "log.interval_steps": 1}
+    same, other = rules(limits), rules(limits | changed)
+    for stop in (same, other):
+        stop.load_state(json.loads(json.dumps(one.state())))
+    assert same.reason(50, 0.0, 0.0) is not None and other.reason(50, 0.0, 0.0) is None
+    other.observe(51, {other.config.metric: 9.0})
+    assert other.reason(51, 0.0, 0.0) is None
 
 
 def test_memory_goes_round_through_json() -> None:

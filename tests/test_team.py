@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.worker import check_storage, check_versions, versions
+import cluster
+import distgan
+from cluster.agreement import check_data, check_storage, check_versions, versions
 from distgan import storage, trainer
-from distgan.checkpoint import Fragment, checkpoint_folder, committed_steps, load_newest
+from distgan.checkpoint import (
+    Fragment,
+    checkpoint_folder,
+    committed_steps,
+    load_newest,
+    whole,
+)
 from distgan.config import Config
 from distgan.config_loading import with_values
 from distgan.errors import DistganError, DivergedError, StorageError, UserError
@@ -23,6 +32,7 @@ from distgan.resuming import _newest_for_all as newest_for_all
 from distgan.run_folder import diverged_step, mark_diverged
 from distgan.saving import Saver
 from distgan.team import Alone, GroupTeam, failing_together, from_first
+from tests.tiny import REPOSITORY
 
 RANKS = 3
 
@@ -106,9 +116,9 @@ def resume_from_damage(team: GroupTeam, folder: str) -> Any:
     saver.begin(1, [Fragment("x", (RANKS,), team.rank, torch.ones(1))], {"step": 1})
     saver.finish()
     file = Path(checkpoint_folder(run, 1), "rank-00001.safetensors")
-    whole, damaged = file.read_bytes(), file.read_bytes()[:-1]
+    sound, damaged = file.read_bytes(), file.read_bytes()[:-1]
     for reader in (1, 0):
-        seen = damaged if team.rank == reader else whole
+        seen = damaged if team.rank == reader else sound
         with mock.patch.object(storage, "read_bytes", reading_instead(str(file), seen)):
             told.append(told_by(lambda: newest_for_all(run, team)))
     return told
@@ -127,6 +137,23 @@ def test_damage_that_one_rank_alone_reads_all_ranks_raise(tmp_path: Path) -> Non
         assert by_the_first[1].startswith(f"rank 0 on {platform.node()}: every checkpoint in")
 
 
+def resume_from_folders_of_their_own(team: GroupTeam, folder: str) -> Any:
+    own = f"{folder}/{team.rank}"
+    saver = Saver(own, 2, Alone())
+    saver.begin(1, whole({"x": torch.full((2,), float(min(team.rank, 1)))}), {"step": 1})
+    saver.finish()
+    return told_by(lambda: newest_for_all(own, team))
+
+
+def test_ranks_that_see_another_checkpoint_of_the_same_step_are_refused_by_all(
+    tmp_path: Path,
+) -> None:
+    """As with a local `run.init_from` that is not the same run on every machine."""
+    for code, message in in_group(resume_from_folders_of_their_own, tmp_path):
+        assert code == 2 and message.startswith(f"rank 1 on {platform.node()}: {tmp_path}/1")
+        assert "is another checkpoint, while rank 0 found it whole" in message
+
+
 def with_folders_of_their_own(team: GroupTeam, folder: str) -> Any:
     config = with_values(Config(), {"run.dir": f"{folder}/{min(team.rank, 1)}"})
     return told_by(lambda: check_storage(config, team)), storage.list_names(f"{folder}/0")
@@ -138,6 +165,32 @@ def test_a_run_folder_that_not_all_ranks_share_is_refused_by_all(tmp_path: Path)
         assert told[1].startswith(f"rank 1 on {platform.node()}: run.dir=")
         assert "not the same folder" in told[1] and "shared disk" in told[1]
         assert left == []
+
+
+def with_data_of_their_own(team: GroupTeam, folder: str) -> Any:
+    config = with_values(Config(), {"data.shards": "/data/a"})
+    digests = "0" * 64, str(min(team.rank, 1)) * 64
+    return [told_by(functools.partial(check_data, config, digest, team)) for digest in digests]
+
+
+def test_data_that_are_not_the_same_for_all_ranks_are_refused_by_all(tmp_path: Path) -> None:
+    for same, another in in_group(with_data_of_their_own, tmp_path):
+        assert same is None and another[0] == 2
+        assert "data.shards=/data/a: rank 1, 2 sees another data set there" in another[1]
+
+
+def test_the_digest_of_the_code_follows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout on another machine has the same version, whatever was changed in it."""
+    for package in ("distgan", "cluster"):
+        shutil.copytree(REPOSITORY / package, tmp_path / package)
+    own = versions()
+    monkeypatch.setattr(distgan, "__file__", str(tmp_path / "distgan" / "__init__.py"))
+    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "cluster" / "__init__.py"))
+    assert versions() == own
+    changed = tmp_path / "distgan" / "losses.py"
+    changed.write_text(changed.read_text().replace("softplus", "sigmoid"))
+    with pytest.raises(UserError, match=r"distgan's code [0-9a-f]{12} instead of"):
+        check_versions(own)
 
 
 UNREACHABLE = [
