@@ -45,7 +45,8 @@ class RunConfig(Section):
     dir: str = ""
     """Folder of the run; empty means runs/PRESET-SEED. Rerunning the same folder resumes it."""
     init_from: str = ""
-    """Run folder whose newest checkpoint gives a new run its starting weights (and EMA)."""
+    """Run folder whose newest checkpoint gives a new run its starting weights and moving average
+    (which then has no ramp); later starts need not name it."""
 
 
 class AttentionConfig(Section):
@@ -265,7 +266,8 @@ class TrainConfig(Section):
     ema_half_life_clips: float = Field(10_000.0, ge=0)
     """Half-life of the generator's moving average, in clips; 0 switches averaging off."""
     ema_ramp: float = Field(0.05, ge=0)
-    """The half-life is at most this share of the clips seen so far; 0 switches the ramp off."""
+    """The half-life is at most this share of the clips seen so far, so that the start is forgotten;
+    0 switches the ramp off."""
     augment: AugmentConfig = AugmentConfig()
 
 

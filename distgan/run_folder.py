@@ -28,7 +28,7 @@ _CONFIG_REMEDY = "put the file back (each checkpoint's state.json holds it too, 
 
 # Keys that may differ on resume: they change neither the weights' path nor the data's order.
 FREE_ON_RESUME = (
-    "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.",
+    "cluster.", "stop.", "checkpoint.", "log.", "storage.", "prepare.", "run.dir",
     "train.max_steps", "train.device", "data.num_workers", "data.shards",
     "data.shards_in_flight", "data.cache_", "data.max_damaged_fraction", "preset",
 )  # fmt: skip
@@ -50,7 +50,8 @@ def saved_config(run_dir: str) -> Config | None:
 
 
 def start_or_resume(config: Config) -> Config:
-    """The configuration to run with: on resume, answers found at the first start are kept.
+    """The configuration to run with: on resume, answers found at the first start are kept, and
+    where its weights came from.
 
     Raises:
         UserError: the folder holds something else, or a run with another configuration.
@@ -69,7 +70,9 @@ def start_or_resume(config: Config) -> Config:
             )
         return config
     refuse_if_diverged(run_dir)
-    resolved = config.model_copy(update={"train": _keep_answers(config, saved)})
+    origin = config.run.init_from or saved.run.init_from
+    run = config.run.model_copy(update={"init_from": origin})
+    resolved = config.model_copy(update={"train": _keep_answers(config, saved), "run": run})
     differing = differing_keys(saved, resolved)
     if differing:
         was, now = flatten(saved), flatten(resolved)

@@ -212,13 +212,14 @@ class Trainer:
                 self.say(f"{error}; the update is left out")
                 return {}
             self.rules.observe_update()
-            train = self.config.train
-            self.average.update(
-                ema_decay(
-                    train.batch_size, self.clips_seen, train.ema_half_life_clips, train.ema_ramp
-                )
-            )
+            self.average.update(self._decay())
         return metrics
+
+    def _decay(self) -> float:
+        """Of the average. One that a run took over from another is nothing to forget."""
+        train = self.config.train
+        ramp = 0.0 if self.config.run.init_from else train.ema_ramp
+        return ema_decay(train.batch_size, self.clips_seen, train.ema_half_life_clips, ramp)
 
     def _agree(
         self, metrics: Metrics, saver: Saver, requests: StopRequests

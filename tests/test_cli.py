@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distgan.checkpoint import load_newest
 from distgan.data.demo import render_demo_videos
 from tests.test_writer import events
 from tests.tiny import TINY, launch
@@ -196,8 +197,23 @@ def test_missing_things_are_named(arguments: tuple[str, ...], words: str) -> Non
 
 def test_weights_can_start_another_run(run_dir: Path, tiny_data: str, tmp_path: Path) -> None:
     arguments = ("train", *TINY, f"data.shards={tiny_data}", f"run.init_from={run_dir}")
-    done = launch(*arguments, f"run.dir={tmp_path / 'new'}", "seed=7", "train.max_steps=2")
+    new = f"run.dir={tmp_path / 'new'}"
+    done = launch(*arguments, new, "seed=7", "train.max_steps=2")
     assert done.returncode == 0, done.stderr
+    source, after = (load_newest(str(run))[0] for run in (run_dir, tmp_path / "new"))
+    assert source is not None and after is not None
+    names = [name for name in after.tensors if name.startswith("ema/")]
+    changes = [(after.tensors[n] - source.tensors[n]).norm() for n in names]
+    sizes = [source.tensors[n].norm() for n in names]
+    assert 0 < sum(changes) / sum(sizes) < 1e-3, "the average is taken over, too"
+    assert "run.init_from" in refused(*arguments, new, f"run.init_from={tmp_path}", "seed=7")
+    for file in (tmp_path / "new" / "checkpoints").rglob("COMMITTED"):
+        file.unlink()  # as if it had been killed before the first one
+    without = [argument for argument in arguments if "init_from" not in argument]
+    done = launch(*without, new, "seed=7", "train.max_steps=2")
+    assert done.returncode == 0, done.stderr
+    again = load_newest(str(tmp_path / "new"))[0]
+    assert again is not None and all(again.tensors[n].equal(after.tensors[n]) for n in names)
     message = refused(*arguments, f"run.dir={tmp_path / 'other'}", "model.generator.channels=[8,8]")
     assert "same model section" in message
     assert not (tmp_path / "other").exists(), "nothing half-written"
