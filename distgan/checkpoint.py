@@ -129,11 +129,14 @@ def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
     """Makes the written fragments a checkpoint: state, manifest, and the mark, in this order.
 
     Raises:
-        UserError: another process has committed this step, or is about to.
+        UserError: another process has committed this step, or is about to, or has cleared away what
+            was written here.
     """
+    mark = storage.join(folder, COMMITTED)
     try:
-        with storage.creating(storage.join(folder, COMMITTED)) as create:
-            files = {STATE: _write(folder, STATE, _encode(state))}
+        with storage.creating(mark) as create:
+            state_bytes = _encode(state)
+            files = {STATE: _write(folder, STATE, state_bytes)}
             tensors: dict[str, list[Json]] = {}
             for part in parts:
                 files |= part["files"]
@@ -144,6 +147,17 @@ def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
             create(_digest(manifest).encode())
     except FileExistsError as error:
         raise _written_by_another(folder) from error
+    # From here on nobody clears the folder: what is there now stays.
+    if not _are_there(folder, files, {STATE: state_bytes, MANIFEST: manifest}):
+        storage.remove(mark)
+        raise _written_by_another(folder)
+
+
+def _are_there(folder: str, files: Mapping[str, Json], contents: Mapping[str, bytes]) -> bool:
+    """Whether all of these files are, and the small ones, whose names others use, as written."""
+    if not files.keys() | contents.keys() <= set(storage.list_names(folder)):
+        return False
+    return all(_digest(_read(folder, name)) == _digest(data) for name, data in contents.items())
 
 
 def clear_uncommitted(folder: str) -> None:

@@ -5,6 +5,7 @@ which they learn from the numbers that they exchange at every step anyway, rank 
 before that leaves an uncommitted folder, which no reader sees, and the checkpoint before.
 """
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ class Saver:
 
     def __init__(self, run_dir: str, keep: int, team: Team) -> None:
         self.run_dir, self.keep, self.team = run_dir, keep, team
+        # Of this start alone: a process that writes to the same run, unseen, overwrites nothing.
+        self._writer = f"rank-{team.rank:05d}-{secrets.token_hex(4)}"
         self._folder = ""
         self._state: Json = {}
         self._part: Json = {}
@@ -100,7 +103,7 @@ class Saver:
         if before is not None:
             before()
         with writing(self._folder):
-            self._part = write_fragments(self._folder, f"rank-{self.team.rank:05d}", fragments)
+            self._part = write_fragments(self._folder, self._writer, fragments)
 
     def _commit(self, parts: Sequence[Json]) -> None:
         with writing(self._folder):

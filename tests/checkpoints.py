@@ -56,6 +56,12 @@ def save(run: Path, step: int, keep: int = 9) -> Path:
     return Path(save_checkpoint(str(run), step, tensors(step), STATE | {"step": step}, keep=keep))
 
 
+def weights_of(folder: str | Path, rank: int = 0) -> Path:
+    """The file of a rank's pieces in a checkpoint's folder."""
+    (file,) = Path(folder).glob(f"rank-{rank:05d}-*.safetensors")
+    return file
+
+
 def kept_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its counters, without what a clock measured; settings such as the run's folder may differ."""
     left_out = ("seconds", "compute_seconds", "config")

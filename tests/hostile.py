@@ -60,6 +60,11 @@ class Forger:
         self.folder = folder
         self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
 
+    @property
+    def weights(self) -> str:
+        """The name of the file of rank 0."""
+        return next(name for name in self.manifest["files"] if name.startswith("rank-00000-"))
+
     def put(self, name: str, data: bytes) -> None:
         """A file of the checkpoint, known to the manifest."""
         (self.folder / name).write_bytes(data)

@@ -27,7 +27,7 @@ from distgan.checkpoint import (
     write_fragments,
 )
 from distgan.errors import DistganError, StorageError, UserError
-from tests.checkpoints import STATE, assert_same, save, save_checkpoint, tensors
+from tests.checkpoints import STATE, assert_same, save, save_checkpoint, tensors, weights_of
 from tests.damage import flip_bit
 
 
@@ -168,7 +168,7 @@ def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None
     run = tmp_path / "step_by_step"  # part of the path looks like a checkpoint's name
     for step in (1, 2, 3):
         save(run, step)
-    flip_bit(run / "checkpoints" / "step_00000003" / "rank-00000.safetensors", 300)
+    flip_bit(weights_of(run / "checkpoints" / "step_00000003"), 300)
     flip_bit(run / "checkpoints" / "step_00000002" / "state.json", 5)
     loaded, problems = load_newest(str(run))
     assert loaded is not None and loaded.step == 1
@@ -186,7 +186,7 @@ def test_damage_falls_back_to_the_one_before_and_says_so(tmp_path: Path) -> None
     ("number", "kind"), [(errno.EIO, StorageError), (errno.ESTALE, StorageError),
                          (errno.EMFILE, StorageError), (errno.EACCES, UserError)],
 )  # fmt: skip
-@pytest.mark.parametrize("file", [COMMITTED, "manifest.json", "state.json", "rank-00000.safetens"])
+@pytest.mark.parametrize("file", [COMMITTED, "manifest.json", "state.json", "rank-00000"])
 def test_what_can_not_be_read_now_is_not_taken_for_damage(
     file: str, number: int, kind: type[DistganError], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -289,7 +289,7 @@ def test_damage_that_rank_0_alone_finds_is_one_message(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(calm, run)
-    for file in run.glob("checkpoints/*/rank-00001.safetensors"):
+    for file in run.glob("checkpoints/*/rank-00001-*.safetensors"):
         flip_bit(file, -5)
     done = train(head, tiny_data, run, "train.max_steps=20", code=2)
     last = done.stderr.strip().splitlines()[-1]

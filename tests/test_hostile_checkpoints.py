@@ -19,7 +19,6 @@ from distgan.local import train_locally
 from tests.hostile import DEEP, Forger, digest, pickled, safetensors, torch_saved
 from tests.tiny import TINY
 
-WEIGHTS = "rank-00000.safetensors"
 Attack = Callable[[Forger, Path], None]
 ATTACKS: dict[str, Attack] = {}
 
@@ -31,7 +30,7 @@ def attack(forge: Attack) -> Attack:
 
 
 def put_weights(forger: Forger, data: bytes) -> None:
-    forger.put(WEIGHTS, data)
+    forger.put(forger.weights, data)
     forger.commit()
 
 
@@ -72,13 +71,13 @@ def a_pickle_for_the_commit(forger: Forger, mark: Path) -> None:
 @attack
 def a_file_elsewhere(forger: Forger, mark: Path) -> None:
     outside = forger.folder.parent / "outside.safetensors"
-    shutil.copy(forger.folder / WEIGHTS, outside)
+    shutil.copy(forger.folder / forger.weights, outside)
     move_weights(forger, "../outside.safetensors", outside.read_bytes())
 
 
 @attack
 def a_file_by_its_absolute_path(forger: Forger, mark: Path) -> None:
-    path = forger.folder / WEIGHTS
+    path = forger.folder / forger.weights
     move_weights(forger, str(path), path.read_bytes())
 
 
@@ -88,7 +87,7 @@ def a_file_with_a_zero_byte_in_its_name(forger: Forger, mark: Path) -> None:
 
 
 def move_weights(forger: Forger, name: str, data: bytes) -> None:
-    del forger.manifest["files"][WEIGHTS]
+    del forger.manifest["files"][forger.weights]
     forger.know(name, data)
     for pieces in forger.manifest["tensors"].values():
         for piece in pieces:
@@ -98,8 +97,8 @@ def move_weights(forger: Forger, name: str, data: bytes) -> None:
 
 @attack
 def a_link_to_an_endless_device(forger: Forger, mark: Path) -> None:
-    (forger.folder / WEIGHTS).unlink()
-    (forger.folder / WEIGHTS).symlink_to("/dev/zero")
+    (forger.folder / forger.weights).unlink()
+    (forger.folder / forger.weights).symlink_to("/dev/zero")
 
 
 @attack

@@ -13,6 +13,7 @@ from distgan.config import Config
 from distgan.config_loading import load_config, parse_yaml, with_values
 from distgan.errors import UserError
 from distgan.run_folder import LOCK, alone_in, start_or_resume
+from tests.checkpoints import weights_of
 from tests.damage import flip_bit
 from tests.tiny import TINY, launch
 
@@ -148,7 +149,7 @@ def test_generate_again_leaves_no_older_videos(run_dir: Path, tmp_path: Path) ->
 def test_generate_names_the_damaged_checkpoint_that_it_passes_by(
     run_dir: Path, tmp_path: Path
 ) -> None:
-    newest = run_dir / "checkpoints" / "step_00000012" / "rank-00000.safetensors"
+    newest = weights_of(run_dir / "checkpoints" / "step_00000012")
     before = newest.read_bytes()
     flip_bit(newest, -100)
     try:

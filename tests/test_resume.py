@@ -15,7 +15,7 @@ from distgan import storage
 from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoint
 from distgan.config_loading import load_config
 from distgan.local import train_locally
-from tests.checkpoints import state_hash
+from tests.checkpoints import state_hash, weights_of
 from tests.damage import flip_bit
 from tests.processes import running
 from tests.tiny import REPOSITORY, TINY, launch, one_thread
@@ -181,7 +181,7 @@ def test_damaged_checkpoint_falls_back_and_says_so(
     run_dir = tmp_path / "run"
     arguments = train_arguments(run_dir, tiny_data)
     assert launch(*arguments, "train.max_steps=16").returncode == 0
-    weights = Path(checkpoint_folder(str(run_dir), 16)) / "rank-00000.safetensors"
+    weights = weights_of(checkpoint_folder(str(run_dir), 16))
     flip_bit(weights, weights.stat().st_size // 2)
     # The schedule's length was fixed by the first start, so the end is that of a 16-step run.
     done = launch(*arguments, "train.max_steps=20")

@@ -18,6 +18,7 @@ from distgan.checkpoint import checkpoint_folder, committed_steps, read_checkpoi
 from distgan.config import StorageConfig
 from distgan.data.demo import render_demo_videos
 from launch import main
+from tests.checkpoints import weights_of
 from tests.fault_proxy import FaultProxy, Request, always, writes_denied
 from tests.object_servers import (
     BUCKET,
@@ -222,15 +223,13 @@ def test_finished_data_set_and_run_are_left_as_they_are(
 def test_a_damaged_checkpoint_is_set_aside(
     bucket: Path, remote: str, options: tuple[str, ...]
 ) -> None:
-    weights = (
-        bucket / "all" / "run" / "checkpoints" / f"step_{STEPS:08d}" / "rank-00000.safetensors"
-    )
+    weights = weights_of(bucket / "all" / "run" / "checkpoints" / f"step_{STEPS:08d}")
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     arguments = ("train", *RUN, f"data.shards={remote}/data", f"run.dir={remote}/run")
     said = succeeds(*arguments, *options)
     assert "sha256" in said and "step 8" in said
-    assert weights.read_bytes() == whole, "the step again, bit by bit"
+    assert weights_of(weights.parent).read_bytes() == whole, "the step again, bit by bit"
     assert storage.exists(f"{remote}/run/checkpoints/damaged_{STEPS:08d}/COMMITTED")
 
 

@@ -59,6 +59,60 @@ def test_training_goes_on_while_a_slow_disk_writes(
     assert saver.seconds is not None and 0.1 <= saver.seconds < 30
 
 
+def begin_to_save(saver: Saver, value: float) -> None:
+    saver.begin(1, whole({"x": torch.full((3,), value)}), STATE)
+
+
+def commit_whole(saver: Saver) -> None:
+    until_written(saver)
+    saver.commit()
+    saver.finish()
+
+
+def assert_newest_holds(run: str, value: float) -> None:
+    loaded, problems = load_newest(run)
+    assert loaded is not None and not problems and loaded.tensors["x"].eq(value).all()
+
+
+def two_writers(run: Path) -> tuple[Saver, Saver]:
+    """Of two processes that write to the same run, as after a partition, when nobody knows that the
+    first one lives on."""
+    return Saver(str(run), 2, Alone()), Saver(str(run), 2, Alone())
+
+
+def test_a_writer_whose_pieces_another_has_cleared_away_commits_nothing(tmp_path: Path) -> None:
+    first, second = two_writers(tmp_path)
+    begin_to_save(first, 1.0)
+    until_written(first)
+    begin_to_save(second, 2.0)
+    until_written(second)
+    with pytest.raises(UserError, match=r"two runs are writing to one run\.dir"):
+        commit_whole(first)
+    assert committed_steps(str(tmp_path)) == []
+    commit_whole(second)
+    assert_newest_holds(str(tmp_path), 2.0)
+
+
+def test_what_another_writer_writes_late_damages_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = two_writers(tmp_path)
+    write_bytes, go_on = storage.write_bytes, threading.Event()
+
+    def write(path: str, data: bytes) -> None:
+        if torch.ones(3).numpy().tobytes() in data:  # the first one's
+            assert go_on.wait(30)
+        write_bytes(path, data)
+
+    monkeypatch.setattr(storage, "write_bytes", write)
+    begin_to_save(first, 1.0)
+    begin_to_save(second, 2.0)
+    commit_whole(second)
+    go_on.set()
+    until_written(first)
+    assert_newest_holds(str(tmp_path), 2.0)
+
+
 def test_the_next_one_waits_for_the_one_before(tmp_path: Path) -> None:
     saver = Saver(str(tmp_path), 2, Alone())
     for step in (1, 2, 3):

@@ -32,6 +32,7 @@ from distgan.resuming import _newest_for_all as newest_for_all
 from distgan.run_folder import diverged_step, mark_diverged
 from distgan.saving import Saver
 from distgan.team import Alone, GroupTeam, failing_together, from_first
+from tests.checkpoints import weights_of
 from tests.tiny import REPOSITORY
 
 RANKS = 3
@@ -115,7 +116,7 @@ def resume_from_damage(team: GroupTeam, folder: str) -> Any:
     saver = Saver(run, 2, team)
     saver.begin(1, [Fragment("x", (RANKS,), team.rank, torch.ones(1))], {"step": 1})
     saver.finish()
-    file = Path(checkpoint_folder(run, 1), "rank-00001.safetensors")
+    file = weights_of(checkpoint_folder(run, 1), rank=1)
     sound, damaged = file.read_bytes(), file.read_bytes()[:-1]
     for reader in (1, 0):
         seen = damaged if team.rank == reader else sound

@@ -18,7 +18,7 @@ MADE = (
     "data/mine/.prepare/journal.jsonl",
     "new_videos/video_000000.mp4",
     "videos/mine.avi",
-    "runs/small-64-0/checkpoints/step_00000004/rank-00000.safetensors",
+    "runs/small-64-0/checkpoints/step_00000004/rank-00000-01234567.safetensors",
     "runs/small-64-0/metrics.jsonl",
     "sweeps/first/trials.jsonl",
     "compare/compare.json",

@@ -12,6 +12,7 @@ from distgan.errors import DistganError, DivergedError
 from distgan.local import train_locally
 from distgan.metrics.writer import read_metrics
 from distgan.run_folder import mark_diverged, saved_config
+from tests.checkpoints import weights_of
 from tests.cluster_runs import assert_same_run
 from tests.tiny import TINY
 from tune.copying import copy_state
@@ -126,7 +127,7 @@ def test_a_copy_goes_on_from_its_parent_s_state_with_its_own_values(
     assert saved is not None and saved.optim.generator.lr == 5e-4
     assert saved.train.schedule_steps == 12
     assert committed_steps(child.run.dir) == [8]
-    file = "rank-00000.safetensors"
+    file = weights_of(checkpoint_folder(parent.run.dir, 8)).name
     there = storage.read_bytes(storage.join(checkpoint_folder(parent.run.dir, 8), file))
     assert storage.read_bytes(storage.join(checkpoint_folder(child.run.dir, 8), file)) == there
     _, end = to_the_end(Training(changed, [METRIC]))
