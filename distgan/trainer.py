@@ -80,6 +80,8 @@ class Trainer:
         self.engines = (generator, discriminator)
         self.average = average
         self.timer = PartTimer(device)
+        self.timed_steps = 0
+        """Since the timer was read last."""
         self.compute = ComputeClock(device)
         self.adversarial = AdversarialStep(config, generator, discriminator, self.timer)
         self.rules = StopRules(config)
@@ -200,6 +202,7 @@ class Trainer:
 
         A step whose gradient is not finite returns none: it ends where that is found, on all ranks.
         """
+        self.timed_steps += 1
         with self.timer.part("step"), self.compute.running():
             clips = batch.clips
             if self.device.type == "cuda":
@@ -263,7 +266,8 @@ class Trainer:
             # The last step is no place to start anew: a run that is given more steps goes on there
             # as if it had had them from the start.
             logged = self.means.read() if is_due else self.means.so_far()
-            times = self.timer.read((self.step - 1) % interval + 1)
+            times = self.timer.read(max(self.timed_steps, 1))
+            self.timed_steps = 0
             logged |= {"progress/epoch": self._epoch(), "progress/clips": float(self.clips_seen)}
             logged |= self.rules.metrics()
             self._share_damage()

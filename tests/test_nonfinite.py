@@ -1,7 +1,9 @@
 """Gradients that are not finite update nothing; a run heals from what passes, and no more."""
 
+import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,24 @@ def spoil(trainer: Trainer, steps: list[int], *, network: str, times: int = 10**
         return loss, metrics
 
     setattr(trainer.adversarial, f"{network}_loss", spoilt)
+
+
+def test_times_are_means_over_the_steps_that_were_timed(tiny_data: str, tmp_path: Path) -> None:
+    """Also in an interval that an earlier start began, or that was gone through twice."""
+    several = ("log.interval_steps=4", "checkpoint.interval_steps=2", "train.schedule_steps=8")
+
+    def divisors(*more: str, spoilt: Sequence[int] = ()) -> list[int]:
+        one = trainer(tiny_data, tmp_path / "run", *several, *more)
+        spoil(one, list(spoilt), network="generator", times=len(spoilt))
+        read, seen = one.timer.read, []
+        one.timer.read = lambda steps: seen.append(steps) or read(steps)  # type: ignore[method-assign, func-returns-value]
+        one.run(NoSignal())
+        return seen
+
+    assert divisors("train.max_steps=6") == [4, 2]
+    assert divisors("train.max_steps=8") == [2]
+    shutil.rmtree(tmp_path / "run")
+    assert divisors("train.max_steps=8", spoilt=[3, 4]) == [4 + 2, 4]
 
 
 def test_a_loss_that_is_not_finite_counts_though_its_gradient_is(
