@@ -25,12 +25,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "distgan's code": _digest_of_code()} | packages
 
 
+@functools.cache
 def _digest_of_code() -> str:
-    """A checkout that was changed has the version that it had before."""
+    """Of what is installed when it is first asked for: what this process runs, as good as always. A
+    checkout that was changed has the version that it had before."""
     digest = hashlib.sha256()
     for package in (distgan, cluster):
         root = Path(str(package.__file__)).parent
-        for file in sorted(root.rglob("*.py")):
+        for file in sorted(root.rglob("[!.]*.py")):  # editors keep their own beside
             digest.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -38,11 +40,12 @@ def _digest_of_code() -> str:
 def check_versions(wanted: dict[str, str]) -> None:
     """Raises `UserError` if this machine has others than the process that started the run."""
     here = versions()
-    differing = [f"{n} {here[n]} instead of {v}" for n, v in wanted.items() if here[n] != v]
+    differing = [f"{n} {here.get(n)} instead of {v}" for n, v in wanted.items() if here.get(n) != v]
     if differing:
         raise UserError(
             "this machine has other versions than the process that started the run: "
-            f"{', '.join(differing)}; install the same on every machine"
+            f"{', '.join(differing)}; install the same on every machine, and if the code was "
+            "changed while it ran, run the same command again"
         )
 
 

@@ -62,7 +62,7 @@ def talk_over_loopback() -> None:
     machine's name stands for."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, names[0])
+        os.environ[variable] = names[0]
 
 
 def stop_process_group() -> None:

@@ -147,7 +147,7 @@ def commit(folder: str, parts: Sequence[Json], state: Json) -> None:
             create(_digest(manifest).encode())
     except FileExistsError as error:
         raise _written_by_another(folder) from error
-    # From here on nobody clears the folder: what is there now stays.
+    # Another process may have cleared the folder when it started; now that it is marked, none does.
     if not _are_there(folder, files, {STATE: state_bytes, MANIFEST: manifest}):
         storage.remove(mark)
         raise _written_by_another(folder)
@@ -157,18 +157,16 @@ def _are_there(folder: str, files: Mapping[str, Json], contents: Mapping[str, by
     """Whether all of these files are, and the small ones, whose names others use, as written."""
     if not files.keys() | contents.keys() <= set(storage.list_names(folder)):
         return False
-    return all(_digest(_read(folder, name)) == _digest(data) for name, data in contents.items())
+    try:
+        return all(_digest(_read(folder, name)) == _digest(data) for name, data in contents.items())
+    except DamagedCheckpointError:  # it went in between
+        return False
 
 
-def clear_uncommitted(folder: str) -> None:
-    """Removes what an earlier start left half-written there.
-
-    Raises:
-        UserError: it is committed, by another process then: a start sets aside what lies ahead.
-    """
+def refuse_if_committed(folder: str) -> None:
+    """Raises `UserError` if it is, by another process then: a start sets aside what lies ahead."""
     if storage.exists(storage.join(folder, COMMITTED)):
         raise _written_by_another(folder)
-    storage.remove_tree(folder)
 
 
 def _written_by_another(folder: str) -> UserError:
@@ -191,7 +189,8 @@ def writing(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        storage.remove_tree(folder)
+        if not storage.exists(storage.join(folder, COMMITTED)):  # or it is another's, and whole
+            storage.remove_tree(folder)
         problem = f"can't write the checkpoint {folder}: {error.strerror or error}"
         if for_user(error) is not None:
             raise UserError(

@@ -46,7 +46,7 @@ class RunConfig(Section):
     """Folder of the run; empty means runs/PRESET-SEED. Rerunning the same folder resumes it."""
     init_from: str = ""
     """Run folder whose newest checkpoint gives a new run its starting weights and moving average
-    (which then has no ramp); later starts need not name it."""
+    (which then has no ramp); later starts of the run need not name it."""
 
 
 class AttentionConfig(Section):

@@ -135,12 +135,15 @@ def _check_rest(config: Config) -> None:
                 f"stop.metric={stop.metric} is never measured with loss.penalty="
                 f"{config.loss.penalty}; take a penalty that has it, or another metric"
             )
-        name = "proxy_interval_steps" if stop.metric == PROXY_METRIC else "interval_steps"
-        interval = getattr(config.log, name)
+        name, interval = "log.interval_steps", config.log.interval_steps
+        if stop.metric == PROXY_METRIC:
+            name, interval = "log.proxy_interval_steps", config.log.proxy_interval_steps
+        elif kind != stop.metric and config.loss.penalty_interval > interval:
+            name, interval = "loss.penalty_interval", config.loss.penalty_interval
         if 0 < stop.plateau_steps < interval:
             raise UserError(
                 f"stop.plateau_steps={stop.plateau_steps} is over before stop.metric={stop.metric} "
-                f"is measured a second time (log.{name}={interval}); take some times that"
+                f"is measured a second time ({name}={interval}); take some times that"
             )
     low, high = config.stop.sign_bounds
     if low > high:

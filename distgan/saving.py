@@ -14,9 +14,9 @@ from typing import Any
 from distgan.checkpoint import (
     Fragment,
     checkpoint_folder,
-    clear_uncommitted,
     commit,
     drop_old,
+    refuse_if_committed,
     write_fragments,
     writing,
 )
@@ -30,7 +30,7 @@ class Saver:
 
     def __init__(self, run_dir: str, keep: int, team: Team) -> None:
         self.run_dir, self.keep, self.team = run_dir, keep, team
-        # Of this start alone: a process that writes to the same run, unseen, overwrites nothing.
+        # Of this start alone: a process that writes to the same run, unseen, overwrites no weights.
         self._writer = f"rank-{team.rank:05d}-{secrets.token_hex(4)}"
         self._folder = ""
         self._state: Json = {}
@@ -69,7 +69,7 @@ class Saver:
         self.finish()
         self._folder, self._state = checkpoint_folder(self.run_dir, step), state
         if self.team.rank == 0:
-            clear_uncommitted(self._folder)
+            refuse_if_committed(self._folder)
         self.team.gather(None)
         self._uncommitted = True
         self._begun = time.monotonic()

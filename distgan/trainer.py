@@ -244,7 +244,7 @@ class Trainer:
         self.seconds = of_all["own/seconds"]
         if of_all["own/written"] == self.team.size:
             saver.commit()
-        self.checkpoint_seconds = saver.seconds
+        self.checkpoint_seconds = saver.seconds or self.checkpoint_seconds
         number = int(of_all["own/signal"]) or None
         if self.team.size > 1:
             totals = {name: total / self.team.size for name, total in totals.items()}

@@ -23,12 +23,12 @@ from distgan.checkpoint import (
     DamagedCheckpointError,
     Fragment,
     checkpoint_folder,
-    clear_uncommitted,
     commit,
     committed_steps,
     drop_old,
     load_newest,
     read_checkpoint,
+    refuse_if_committed,
     set_aside_after,
     write_fragments,
 )
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_the_one_before(
 def save_in_two_pieces(run: str, step: int) -> None:
     """As two ranks do, one after the other; two committed checkpoints are kept."""
     folder = checkpoint_folder(run, step)
-    clear_uncommitted(folder)
+    refuse_if_committed(folder)
     pieces = [[Fragment("x", (10,), start, torch.full((5,), float(step)))] for start in (0, 5)]
     parts = [write_fragments(folder, f"rank-{n:05d}", piece) for n, piece in enumerate(pieces)]
     commit(folder, parts, STATE | {"step": step})

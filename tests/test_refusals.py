@@ -177,12 +177,12 @@ def test_damaged_small_files_of_a_run_are_told(
 @pytest.mark.parametrize(
     ("metric", "key"),
     [("quality/proxy_frechet_ema", "log.proxy_interval_steps"),
-     ("loss/generator", "log.interval_steps")],
+     ("loss/generator", "log.interval_steps"), ("penalty/r2", "loss.penalty_interval")],
 )  # fmt: skip
 def test_a_plateau_shorter_than_a_second_measurement_takes_is_refused(
     metric: str, key: str
 ) -> None:
-    several = [f"stop.metric={metric}", f"{key}=10"]
+    several = ["log.interval_steps=1", f"stop.metric={metric}", f"{key}=10"]
     load_config(overrides=[*several, "stop.plateau_steps=10"])
     with pytest.raises(UserError, match=rf"stop\.plateau_steps=9 .* \({key}=10\)"):
         load_config(overrides=[*several, "stop.plateau_steps=9"])

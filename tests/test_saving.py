@@ -1,5 +1,7 @@
 """A checkpoint is written behind the training's back, and is still one commit of one moment."""
 
+import errno
+import os
 import threading
 import weakref
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from distgan import storage
-from distgan.checkpoint import committed_steps, load_newest, whole
+from distgan.checkpoint import committed_steps, load_newest, set_aside_after, whole
 from distgan.errors import StorageError, UserError
 from distgan.saving import Saver, _Thread
 from distgan.team import Alone
@@ -84,6 +86,7 @@ def test_a_writer_whose_pieces_another_has_cleared_away_commits_nothing(tmp_path
     first, second = two_writers(tmp_path)
     begin_to_save(first, 1.0)
     until_written(first)
+    set_aside_after(str(tmp_path), 0)  # as the second one does when it starts
     begin_to_save(second, 2.0)
     until_written(second)
     with pytest.raises(UserError, match=r"two runs are writing to one run\.dir"):
@@ -91,6 +94,26 @@ def test_a_writer_whose_pieces_another_has_cleared_away_commits_nothing(tmp_path
     assert committed_steps(str(tmp_path)) == []
     commit_whole(second)
     assert_newest_holds(str(tmp_path), 2.0)
+
+
+def test_a_writer_that_comes_second_or_fails_leaves_the_first_ones_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (*two_writers(tmp_path), Saver(str(tmp_path), 2, Alone()))
+    for saver, value in ((first, 1.0), (second, 2.0), (third, 3.0)):
+        begin_to_save(saver, value)
+        until_written(saver)
+    commit_whole(first)
+    with pytest.raises(UserError, match=r"two runs are writing to one run\.dir"):
+        commit_whole(second)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage, "creating", full)
+    with pytest.raises(UserError, match="No space left"):
+        commit_whole(third)
+    assert_newest_holds(str(tmp_path), 1.0)
 
 
 def test_what_another_writer_writes_late_damages_nothing(
