@@ -1,44 +1,16 @@
 """The one configuration tree: every key, its type, its default and what it means.
 
 Plain data: importing this module costs milliseconds and pulls in no torch. Presets are in
-`distgan/presets.py`, reading and overriding in `distgan/config_loading.py`, and the checks that
-span several keys in `distgan/config_checks.py`.
+`distgan/presets.py`, reading and overriding in `distgan/config_loading.py`, what holds of any
+section in `distgan/config_section.py`, and the checks that span several keys in
+`distgan/config_checks.py`.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field
 
-_MOST_VALUES = 64
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_answer_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`loss.gamma=on` is a slip, though pydantic takes true for 1."""
-        values = value if isinstance(value, list | tuple) else (value,)
-        answers = cls.model_fields[str(info.field_name)].annotation is bool
-        if not answers and any(isinstance(each, bool) for each in values):
-            raise ValueError("true and false (yes, no, on, off) are no value for this key")
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _of_a_sane_size(cls, value: Any) -> Any:
-        """Numbers that a message can quote and lists that one can read."""
-        values = value if isinstance(value, tuple) else (value,)
-        if len(values) > _MOST_VALUES:
-            raise ValueError(f"at most {_MOST_VALUES} values")
-        if any(isinstance(number, int) and abs(number) >= 2**63 for number in values):
-            raise ValueError("must be less than 2**63")
-        return value
+from distgan.config_section import Section
 
 
 class RunConfig(Section):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, JsonValue, ValidationError
 
 from distgan import storage
-from distgan.config import Section
+from distgan.config_section import Section
 from distgan.errors import UserError
 from distgan.seeding import numpy_generator
 from tune.records import SweepSpec, TrialRecord

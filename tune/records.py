@@ -17,8 +17,8 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from distgan import storage
-from distgan.config import Section
 from distgan.config_loading import MOST_YAML_BYTES, parse_yaml
+from distgan.config_section import Section
 from distgan.errors import UserError
 
 SWEEP, CONFIG, TRIALS, TRIAL = "sweep.yaml", "config.yaml", "trials", "trial.json"

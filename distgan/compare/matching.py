@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import get_args
 
 from distgan.attention_checks import attention_sites, level_resolutions
-from distgan.config import AttentionConfig, Config, Section
+from distgan.config import AttentionConfig, Config
 from distgan.config_loading import with_values
+from distgan.config_section import Section
 from distgan.errors import UserError
 from distgan.networks import count_parameters, meta_discriminator, meta_generator
 

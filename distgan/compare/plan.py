@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from distgan import storage
 from distgan.compare.matching import KIND, KNOB, MatchedKind, match
-from distgan.config import Config, Section
+from distgan.config import Config
 from distgan.config_loading import build_config, flatten, with_values
+from distgan.config_section import Section
 from distgan.errors import UserError
 
 PLAN = "compare.json"
